@@ -1,0 +1,1 @@
+"""vo3: a video agent that looks again, on JAX and TPU (Video-o3, arXiv 2601.23224)."""
