@@ -72,3 +72,15 @@ def visible(q: Visibility, k: Visibility, *, causal: bool) -> Bool[Array, "..."]
     """The predicate itself, on fields that broadcast against each other."""
     seen = (k.enter <= q.enter) & (q.enter < k.leave) & ((q.hide & k.kind) == 0)
     return seen & (k.order <= q.order) if causal else seen
+
+
+def pad(vis: Visibility, extra: int) -> Visibility:
+    """`extra` tokens of padding behind fields [..., L]: they see nothing and nothing sees them."""
+    if not extra:
+        return vis
+    xp = np if isinstance(vis.order, np.ndarray) else jnp
+    widths = ((0, 0),) * (vis.order.ndim - 1) + ((0, extra),)
+    fill = lambda x, value: xp.pad(x, widths, constant_values=value)  # noqa: E731
+    return Visibility(
+        fill(vis.order, 0), fill(vis.enter, -1), fill(vis.leave, -1), fill(vis.kind, 0), fill(vis.hide, 0)
+    )

@@ -1,0 +1,136 @@
+"""`splash_attention`: checks its arguments and chooses the implementation."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.splash import reference, xla
+from pallas_kernels.visibility import Visibility
+
+Implementation = Literal["auto", "splash", "xla", "reference"]
+IMPLEMENTATIONS = ("auto", "splash", "xla", "reference")
+
+_log = logging.getLogger(__name__)
+_logged: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Tokens per block of queries and of keys."""
+
+    q: int
+    kv: int
+
+
+def splash_attention(
+    q: Float[Array, "B N L H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    q_vis: Visibility,
+    kv_vis: Visibility,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    return_lse: bool = False,
+    block_sizes: BlockSizes | None = None,
+    implementation: Implementation | None = None,
+) -> Float[Array, "B N L H"] | tuple[Float[Array, "B N L H"], Float[Array, "B N L"]]:
+    """Attention in O(L) memory where every query sees the keys that `visible(q, k)` names.
+
+    Args:
+      q: queries; N is a multiple of K, and query head n reads kv head n // (N / K).
+      k, v: keys and values, of q's dtype. Any L and S.
+      q_vis, kv_vis: int32 fields [L] or [B, L], and [S] or [B, S].
+      causal: whether `order` counts.
+      scale: factor on the scores, default 1 / sqrt(H).
+      return_lse: also return the log-sum-exp of the scores.
+      block_sizes: tokens per block; None takes the tuned ones.
+      implementation: "splash" (Pallas TPU), "xla" (chunked, any device), "reference" (dense float32); None or "auto" picks by
+        platform and logs the choice once.
+
+    Returns:
+      out in q's dtype [, lse in float32]. A row that sees nothing has out 0, lse -inf and zero gradients.
+
+    Raises:
+      ValueError: an argument of the wrong shape, dtype or range, named with what was got and wanted.
+      NotImplementedError: the named implementation cannot do this, with the reason.
+    """
+    _check(q, k, v, q_vis, kv_vis, block_sizes, implementation)
+    rows, _, length, dim = q.shape
+    scale = dim**-0.5 if scale is None else float(scale)
+    q_vis, kv_vis = (jax.tree.map(lambda x: _rows(x), vis) for vis in (q_vis, kv_vis))
+    chosen = _choose(implementation)
+    if chosen == "reference":
+        out, lse = reference.attention(q, k, v, q_vis, kv_vis, causal=causal, scale=scale)
+    elif chosen == "xla":
+        out, lse = xla.attention(
+            q,
+            k,
+            v,
+            q_vis,
+            kv_vis,
+            causal=causal,
+            scale=scale,
+            block_q=block_sizes and block_sizes.q,
+            block_kv=block_sizes and block_sizes.kv,
+        )
+    else:
+        raise NotImplementedError("the TPU kernel is not part of this version; use 'xla'")
+    return (out, lse) if return_lse else out
+
+
+def _rows(field) -> Array:
+    """[L] -> [1, L]; numpy becomes a jax array, so that no mask is computed at trace time."""
+    field = jnp.asarray(field)
+    return field[None] if field.ndim == 1 else field
+
+
+def _choose(implementation: Implementation | None) -> str:
+    if implementation not in (None, "auto"):
+        return implementation
+    platform = jax.default_backend()
+    chosen = "xla"
+    if platform not in _logged:
+        _logged.add(platform)
+        _log.info("splash_attention: implementation %r on platform %r", chosen, platform)
+    return chosen
+
+
+def _check(q, k, v, q_vis, kv_vis, block_sizes, implementation) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {x.shape}; wanted [rows, heads, length, head dim]")
+        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+            raise ValueError(f"{name} has dtype {x.dtype}; wanted float32, bfloat16 or float16")
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name} has dtype {x.dtype}, q has {q.dtype}; wanted the same")
+    if k.shape != v.shape:
+        raise ValueError(f"v has shape {v.shape}, k has {k.shape}; wanted the same")
+    rows, heads, length, dim = q.shape
+    if k.shape[0] != rows or k.shape[3] != dim:
+        raise ValueError(
+            f"k has shape {k.shape}, q has {q.shape}; wanted the same rows ({rows}) and head dim ({dim})"
+        )
+    if not k.shape[1] or heads % k.shape[1]:
+        raise ValueError(f"q has {heads} heads, k has {k.shape[1]}; wanted a multiple")
+    if not (length and k.shape[2]):
+        raise ValueError(f"q has length {length}, k has {k.shape[2]}; wanted at least 1")
+    for name, vis, size in (("q_vis", q_vis, length), ("kv_vis", kv_vis, k.shape[2])):
+        for field in dataclasses.fields(Visibility):
+            x = getattr(vis, field.name)
+            if x.shape not in ((size,), (1, size), (rows, size)):
+                raise ValueError(
+                    f"{name}.{field.name} has shape {x.shape}; wanted ({size},) or ({rows}, {size})"
+                )
+            if x.dtype != jnp.int32:
+                raise ValueError(f"{name}.{field.name} has dtype {x.dtype}; wanted int32")
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {implementation!r}; wanted one of {IMPLEMENTATIONS}")
+    if block_sizes is not None and min(block_sizes.q, block_sizes.kv) < 1:
+        raise ValueError(f"block_sizes is {block_sizes}; wanted at least 1")
