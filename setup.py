@@ -67,7 +67,17 @@ setuptools.setup(
         exclude=["*.__pycache__", "*.__pycache__.*"],
     ),
     package_data={
-        "": ["*.yaml", "*.json", "*.jsonl", "*.safetensors", "*.html", "*.css", "*.js", "*.md", "*.txt"]
+        "": [
+            "*.yaml",
+            "*.json",
+            "*.jsonl",
+            "*.safetensors",
+            "*.html",
+            "*.css",
+            "*.js",
+            "*.md",
+            "*.txt",
+        ]
     },
     install_requires=CORE,
     extras_require=EXTRAS,

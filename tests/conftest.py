@@ -6,8 +6,6 @@ The environment is set before anything imports jax.
 from __future__ import annotations
 
 import ast
-import contextlib
-import json
 import os
 import pathlib
 import sysconfig
@@ -24,9 +22,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Parallel workers share the cores: more threads than that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import hypothesis
-import jax
-import pytest
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
@@ -109,3 +107,53 @@ def qwen_tokenizer(qwen_tokenizer_json):
     return PreTrainedTokenizerFast(
         tokenizer_file=str(qwen_tokenizer_json), eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_hf_checkpoint(tmp_path_factory, qwen_tokenizer) -> pathlib.Path:
+    """A Hugging Face directory: random tiny Qwen2.5-VL with the real vocabulary, written by transformers.
+
+    Two decoder layers of 64, 4 query and 2 kv heads of 16; four vision blocks of 32, the last with full attention.
+    """
+    torch = pytest.importorskip(
+        "torch", reason="the reference needs torch (`make test` installs it)"
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 152064,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [2, 3, 3],
+                "rope_theta": 1e6,
+            },
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [3],
+            "window_size": 112,
+        },
+        image_token_id=151655,
+        video_token_id=151656,
+        vision_start_token_id=151652,
+        vision_end_token_id=151653,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-qwen2_5-vl")
+    Qwen2_5_VLForConditionalGeneration(config).eval().save_pretrained(folder)
+    qwen_tokenizer.save_pretrained(folder)
+    return folder
