@@ -37,27 +37,13 @@ def attention(
     queries = q.astype(dtype).reshape(rows, k.shape[1], groups, length, dim)
     scores = jnp.einsum("BKGLH,BKSH->BKGLS", queries, k.astype(dtype)) * scale
     mask = jnp.asarray(q_vis.dense(causal=causal, kv=kv_vis))[:, None, None]
-    out, lse = masked_softmax_matmul(scores, mask, v.astype(dtype))
-    return out.reshape(q.shape).astype(q.dtype), lse.reshape(q.shape[:3])
-
-
-def masked_softmax_matmul(
-    scores: Float[Array, "B K G L S"], mask: Array, v: Float[Array, "B K S H"]
-) -> tuple[Float[Array, "B K G L H"], Float[Array, "B K G L"]]:
-    """Softmax over the last axis under `mask` (broadcast on B, K, G), times v; NaN-free, in value and gradient.
-
-    Scores are float32 or float64; probabilities are cast to v's dtype for the product.
-    """
-    low = jnp.finfo(scores.dtype).min
-    masked = jnp.where(mask, scores, low)
+    masked = jnp.where(mask, scores, jnp.finfo(dtype).min)
     top = jax.lax.stop_gradient(masked.max(axis=-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(masked - top), 0)
     total = weights.sum(axis=-1)
     seen = total > 0
     # `where` inside and outside: the unused branch must be finite, or its gradient is 0 * inf = NaN.
     safe = jnp.where(seen, total, 1)
-    out = jnp.einsum(
-        "BKGLS,BKSH->BKGLH", weights.astype(v.dtype), v, preferred_element_type=scores.dtype
-    )
+    out = jnp.einsum("BKGLS,BKSH->BKGLH", weights, v.astype(dtype)) / safe[..., None]
     lse = jnp.where(seen, top[..., 0] + jnp.log(safe), -jnp.inf)
-    return out / safe[..., None], lse
+    return out.reshape(q.shape).astype(q.dtype), lse.reshape(q.shape[:3])
