@@ -15,7 +15,6 @@ from vo3.rewards.format import block_content, call_faults
 from vo3.rewards.grounding import Interval, merge, overlap
 from vo3.trajectory import Clue, Task, Trajectory, Turn
 
-
 QUADRANTS = ("clue_single_w_tool", "clue_multi_w_tool", "clue_single_wo_tool", "clue_multi_wo_tool")
 ALIASES = {
     "clue_single_w_tool": "tool_reward_with_round_penalty",
