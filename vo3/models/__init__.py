@@ -1,0 +1,1 @@
+"""Models: loading, running one sequence, saving."""

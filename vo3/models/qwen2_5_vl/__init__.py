@@ -3,7 +3,12 @@
 from vo3.models.qwen2_5_vl.cache import KVCache
 from vo3.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from vo3.models.qwen2_5_vl.model import ModelOutput, Qwen2_5_VL
-from vo3.models.qwen2_5_vl.vision import VisionInputs, VisionTower, stack_vision_inputs, vision_inputs
+from vo3.models.qwen2_5_vl.vision import (
+    VisionInputs,
+    VisionTower,
+    stack_vision_inputs,
+    vision_inputs,
+)
 
 __all__ = [
     "KVCache",

@@ -32,9 +32,17 @@ class KVCache:
     length: Int[Array, " B"]
 
     @classmethod
-    def empty(cls, config: TextConfig, batch: int, capacity: int, *, dtype: Any = jnp.float32) -> KVCache:
+    def empty(
+        cls, config: TextConfig, batch: int, capacity: int, *, dtype: Any = jnp.float32
+    ) -> KVCache:
         """An unwritten cache of `capacity` slots a row."""
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (
+            config.num_hidden_layers,
+            batch,
+            config.num_key_value_heads,
+            capacity,
+            config.head_dim,
+        )
         # One array per field, never one shared: a donated cache must not hand over a buffer twice.
         fields = {
             name: jnp.full((batch, capacity), -1 if name in ("enter", "leave") else 0, jnp.int32)
@@ -81,14 +89,17 @@ class KVCache:
         extra = capacity - self.capacity
         if extra < 0:
             raise ValueError(f"a cache of {self.capacity} slots cannot shrink to {capacity}")
-        pad = lambda x, value: jnp.pad(x, ((0, 0), (0, extra)), constant_values=value)  # noqa: E731
+        pad = lambda x, value: jnp.pad(x, ((0, 0), (0, extra)), constant_values=value)
         vis = self.visibility
         return KVCache(
             k=jnp.pad(self.k, ((0, 0),) * 3 + ((0, extra), (0, 0))),
             v=jnp.pad(self.v, ((0, 0),) * 3 + ((0, extra), (0, 0))),
             visibility=Visibility(
-                order=pad(vis.order, 0), enter=pad(vis.enter, -1), leave=pad(vis.leave, -1),
-                kind=pad(vis.kind, 0), hide=pad(vis.hide, 0),
+                order=pad(vis.order, 0),
+                enter=pad(vis.enter, -1),
+                leave=pad(vis.leave, -1),
+                kind=pad(vis.kind, 0),
+                hide=pad(vis.hide, 0),
             ),
             length=self.length,
         )
@@ -102,13 +113,18 @@ def write_visibility(cache: KVCache, new: Visibility) -> tuple[Visibility, Int[A
     """
     slots = cache.slots(new.order.shape[1])
     rows = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
-    written = jax.tree.map(lambda old, x: old.at[rows, slots].set(x, mode="drop"), cache.visibility, new)
+    written = jax.tree.map(
+        lambda old, x: old.at[rows, slots].set(x, mode="drop"), cache.visibility, new
+    )
     used = jnp.where(new.enter >= 0, jnp.arange(1, slots.shape[1] + 1, dtype=jnp.int32)[None], 0)
     return written, cache.length + jnp.max(used, axis=1)
 
 
 def write_layer(
-    stored: Float[Array, "layers B K S H"], layer: Int[Array, ""], slots: Int[Array, "B L"], new: Float[Array, "B K L H"]
+    stored: Float[Array, "layers B K S H"],
+    layer: Int[Array, ""],
+    slots: Int[Array, "B L"],
+    new: Float[Array, "B K L H"],
 ) -> Float[Array, "layers B K S H"]:
     """`stored` with `new` written at `slots` of one layer; slots past the capacity are dropped."""
     rows = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]

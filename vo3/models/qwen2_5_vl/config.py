@@ -10,8 +10,6 @@ MropeTime = Literal["constant", "hf_int", "exact"]
 MROPE_TIMES: tuple[MropeTime, ...] = ("constant", "hf_int", "exact")
 REMAT_POLICIES: tuple[str, ...] = ("none", "full", "dots", "dots_no_batch")
 
-_ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
-
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -77,7 +75,9 @@ class VisionConfig:
             )
         outside = [i for i in self.fullatt_block_indexes if not 0 <= i < self.depth]
         if outside:
-            raise ValueError(f"vision: fullatt_block_indexes {outside} lie outside the {self.depth} blocks")
+            raise ValueError(
+                f"vision: fullatt_block_indexes {outside} lie outside the {self.depth} blocks"
+            )
         if self.window_size < self.patch_size * self.spatial_merge_size:
             raise ValueError(
                 f"vision: window_size {self.window_size} is smaller than a merged patch of "
@@ -101,7 +101,7 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen2_5_VLConfig:  # noqa: N801 (the model's name)
+class Qwen2_5_VLConfig:
     """A whole model.
 
     Attributes:
@@ -140,9 +140,16 @@ class Qwen2_5_VLConfig:  # noqa: N801 (the model's name)
                 f"vision out_hidden_size {self.vision.out_hidden_size} differs from text hidden_size "
                 f"{self.text.hidden_size}"
             )
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        for name in (
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        ):
             if not 0 <= getattr(self, name) < self.text.vocab_size:
-                raise ValueError(f"{name} {getattr(self, name)} lies outside the vocabulary of {self.text.vocab_size}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)} lies outside the vocabulary of {self.text.vocab_size}"
+                )
 
     def replace(self, **changes: Any) -> Qwen2_5_VLConfig:
         """A copy with fields changed; `text` and `vision` may be given as dicts of changes."""
@@ -150,6 +157,21 @@ class Qwen2_5_VLConfig:  # noqa: N801 (the model's name)
             if isinstance(changes.get(name), Mapping):
                 changes[name] = dataclasses.replace(getattr(self, name), **changes[name])
         return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_hf(cls, data: Mapping[str, Any], **options: Any) -> Qwen2_5_VLConfig:
+        """A config from the contents of a Hugging Face `config.json`; see `hf_config.from_hf`."""
+        from vo3.models.qwen2_5_vl import hf_config  # it builds on this module
+
+        return hf_config.from_hf(data, **options)
+
+    def to_hf(
+        self, *, layout: Literal["flat", "nested"] = "flat", dtype: str = "bfloat16"
+    ) -> dict[str, Any]:
+        """The contents of a `config.json` that transformers loads; see `hf_config.to_hf`."""
+        from vo3.models.qwen2_5_vl import hf_config
+
+        return hf_config.to_hf(self, layout=layout, dtype=dtype)
 
     @classmethod
     def tiny(cls, vocab: int = 256, **changes: Any) -> Qwen2_5_VLConfig:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.visibility import Visibility
-from vo3.attention import attention
+from vo3.attention import AttentionMesh, attention
 from vo3.models.qwen2_5_vl import cache as cache_lib
 from vo3.models.qwen2_5_vl import layers, rope
 from vo3.models.qwen2_5_vl.cache import KVCache
@@ -22,7 +22,12 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
         norm = {"eps": config.rms_norm_eps, "dtype": dtype, "param_dtype": param_dtype}
-        options = {"stddev": config.initializer_range, "rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        options = {
+            "stddev": config.initializer_range,
+            "rngs": rngs,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+        }
         dim, head = config.hidden_size, config.head_dim
         self.input_norm = layers.RMSNorm(dim, **norm)
         self.q = layers.Linear(dim, config.num_attention_heads * head, bias=True, **options)
@@ -43,7 +48,9 @@ class DecoderLayer(nnx.Module):
         q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
         return layers.rotate(q, *angles), layers.rotate(k, *angles), v
 
-    def finish(self, x: Float[Array, "B L D"], heads: Float[Array, "B N L H"]) -> Float[Array, "B L D"]:
+    def finish(
+        self, x: Float[Array, "B L D"], heads: Float[Array, "B N L H"]
+    ) -> Float[Array, "B L D"]:
         """What follows attention."""
         x = x + self.o(heads.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
         return x + self.mlp(self.post_norm(x))
@@ -52,15 +59,27 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Embedded tokens to normed hidden states."""
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, dtype, param_dtype, remat: str = "none", unroll: int = 1):
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype,
+        param_dtype,
+        remat: str = "none",
+        unroll: int = 1,
+        mesh: AttentionMesh | None = None,
+    ):
         self.layers = layers.stack_layers(
             lambda r: DecoderLayer(config, rngs=r, dtype=dtype, param_dtype=param_dtype),
             config.num_hidden_layers,
             rngs,
         )
-        self.norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype)
+        self.norm = layers.RMSNorm(
+            config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype
+        )
         self.config = config
-        self.remat, self.unroll = remat, unroll
+        self.remat, self.unroll, self.mesh = remat, unroll, mesh
 
     def __call__(
         self,
@@ -80,7 +99,9 @@ class Decoder(nnx.Module):
             def body(x: Array, weights: nnx.State) -> tuple[Array, None]:
                 layer = nnx.merge(graph, weights)
                 q, k, v = layer.project(x, angles)
-                heads = attention(q, k, v, visibility, visibility, causal=True, scale=scale)
+                heads = attention(
+                    q, k, v, visibility, visibility, causal=True, scale=scale, mesh=self.mesh
+                )
                 return layer.finish(x, heads), None
 
             x, _ = jax.lax.scan(layers.remat(body, self.remat), x, state, unroll=self.unroll)
@@ -100,10 +121,12 @@ class Decoder(nnx.Module):
             values = cache_lib.write_layer(values, index, slots, v)
             k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False).astype(q.dtype)
             v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False).astype(q.dtype)
-            heads = attention(q, k, v, visibility, seen, causal=True, scale=scale)
+            heads = attention(q, k, v, visibility, seen, causal=True, scale=scale, mesh=self.mesh)
             return (layer.finish(x, heads), keys, values), None
 
         indices = jnp.arange(self.config.num_hidden_layers, dtype=jnp.int32)
-        (x, keys, values), _ = jax.lax.scan(step, (x, cache.k, cache.v), (state, indices), unroll=self.unroll)
+        (x, keys, values), _ = jax.lax.scan(
+            step, (x, cache.k, cache.v), (state, indices), unroll=self.unroll
+        )
         cache = dataclasses.replace(cache, k=keys, v=values, visibility=seen, length=length)
         return self.norm(x), cache

@@ -23,6 +23,7 @@ class RMSNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """x / rms(x) * scale, in `dtype`."""
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].astype(self.dtype)
@@ -33,7 +34,15 @@ class Linear(nnx.Module):
     """y = x @ kernel [in, out] + bias [out], in `dtype`."""
 
     def __init__(
-        self, fan_in: int, fan_out: int, *, bias: bool, stddev: float, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
+        self,
+        fan_in: int,
+        fan_out: int,
+        *,
+        bias: bool,
+        stddev: float,
+        rngs: nnx.Rngs,
+        dtype: DType,
+        param_dtype: DType,
     ):
         init = nnx.initializers.normal(stddev)
         self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out), param_dtype))
@@ -41,6 +50,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        """The product, in `dtype`."""
         y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
         if self.bias is None:
             return y
@@ -57,12 +67,15 @@ class GatedMLP(nnx.Module):
         self.down = Linear(hidden, features, bias=bias, **options)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """The block's output, without the residual."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` modules as one whose parameters carry a leading layer axis."""
-    return nnx.split_rngs(splits=count)(nnx.vmap(make, in_axes=0, out_axes=0, axis_size=count))(rngs)
+    return nnx.split_rngs(splits=count)(nnx.vmap(make, in_axes=0, out_axes=0, axis_size=count))(
+        rngs
+    )
 
 
 def remat(body: Callable, policy: str) -> Callable:

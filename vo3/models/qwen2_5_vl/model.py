@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.visibility import Visibility
+from vo3.attention import AttentionMesh
 from vo3.models.qwen2_5_vl import layers
 from vo3.models.qwen2_5_vl.cache import KVCache
 from vo3.models.qwen2_5_vl.config import Qwen2_5_VLConfig
@@ -37,20 +38,36 @@ class ModelOutput:
 class Embedding(nnx.Module):
     """Token embeddings [V, D]."""
 
-    def __init__(self, vocab: int, features: int, *, stddev: float, rngs: nnx.Rngs, dtype: Any, param_dtype: Any):
+    def __init__(
+        self,
+        vocab: int,
+        features: int,
+        *,
+        stddev: float,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        param_dtype: Any,
+    ):
         init = nnx.initializers.normal(stddev)
         self.table = nnx.Param(init(rngs.params(), (vocab, features), param_dtype))
         self.dtype = dtype
 
     def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """The rows of `ids`, in `dtype`."""
         return self.table[...].at[ids].get(mode="clip").astype(self.dtype)
 
 
-class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's name)
+class Qwen2_5_VL(nnx.Module):
     """The whole model.
 
-    Attributes:
+    Args:
       config: the architecture.
+      rngs: for initial weights.
+      dtype: of the computation.
+      param_dtype: of the weights as stored.
+      mesh: how attention is split over devices; None: not.
+
+    Attributes:
       vision, embed, decoder: the parts.
       unembedding: the output matrix [D, V]; None when it is tied to the embedding.
     """
@@ -62,20 +79,27 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's name)
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
+        mesh: AttentionMesh | None = None,
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        scan = {"remat": config.remat, "unroll": config.scan_unroll}
+        scan = {"remat": config.remat, "unroll": config.scan_unroll, "mesh": mesh}
         text = config.text
         self.config = config
         self.dtype = dtype
         self.vision = VisionTower(config.vision, **options, **scan)
-        self.embed = Embedding(text.vocab_size, text.hidden_size, stddev=text.initializer_range, **options)
+        self.embed = Embedding(
+            text.vocab_size, text.hidden_size, stddev=text.initializer_range, **options
+        )
         self.decoder = Decoder(text, **options, **scan)
         self.unembedding = (
             None
             if config.tie_word_embeddings
             else layers.Linear(
-                text.hidden_size, text.vocab_size, bias=False, stddev=text.initializer_range, **options
+                text.hidden_size,
+                text.vocab_size,
+                bias=False,
+                stddev=text.initializer_range,
+                **options,
             )
         )
 
@@ -124,7 +148,9 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801 (the model's name)
         if logits == "all":
             scores = self.unembed(hidden)
         elif logits == "last":
-            used = jnp.where(visibility.enter >= 0, jnp.arange(ids.shape[1], dtype=jnp.int32)[None], 0)
+            used = jnp.where(
+                visibility.enter >= 0, jnp.arange(ids.shape[1], dtype=jnp.int32)[None], 0
+            )
             last = jnp.max(used, axis=1)[:, None, None]
             scores = self.unembed(jnp.take_along_axis(hidden, last, axis=1, mode="clip"))[:, 0]
         return ModelOutput(hidden=hidden, logits=scores, cache=cache)

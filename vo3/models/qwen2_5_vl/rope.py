@@ -28,7 +28,9 @@ def vision_angles(
 ) -> tuple[Float[Array, "B 1 P h"], Float[Array, "B 1 P h"]]:
     """(cos, sin) for the vision heads: the first half of the frequencies turns with y, the second with x."""
     frequencies = _frequencies(config.head_dim // 2, config.rope_theta)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape(1, 1, 1, -1)  # [B, P, 2, H / 4]
+    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape(
+        1, 1, 1, -1
+    )  # [B, P, 2, H / 4]
     angles = angles.reshape(*positions.shape[:2], -1)[:, None]
     return jnp.cos(angles), jnp.sin(angles)
 

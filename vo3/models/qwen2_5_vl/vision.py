@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.visibility import Visibility
-from vo3.attention import attention
+from vo3.attention import AttentionMesh, attention
 from vo3.models.qwen2_5_vl import layers, rope
 from vo3.models.qwen2_5_vl.config import VisionConfig
 
@@ -43,7 +43,9 @@ class VisionInputs:
     count: Int[Array, "*B"]
 
 
-def vision_inputs(grids: Sequence[Grid], config: VisionConfig, *, pad_patches: int | None = None) -> VisionInputs:
+def vision_inputs(
+    grids: Sequence[Grid], config: VisionConfig, *, pad_patches: int | None = None
+) -> VisionInputs:
     """Host-side description of the images and videos of one row, in order, then padding.
 
     Args:
@@ -76,7 +78,9 @@ def vision_inputs(grids: Sequence[Grid], config: VisionConfig, *, pad_patches: i
     order = np.arange(total // unit, dtype=np.int32)
     start = windows = frames = 0
     for t, h, w in grids:
-        tokens, ids = _window_order(h // merge, w // merge, config.window_size // merge // config.patch_size)
+        tokens, ids = _window_order(
+            h // merge, w // merge, config.window_size // merge // config.patch_size
+        )
         place = _patch_positions(h, w, merge).reshape(-1, unit, 2)[tokens].reshape(-1, 2)
         size, count = h * w, int(ids.max()) + 1
         for _ in range(t):
@@ -103,12 +107,16 @@ def stack_vision_inputs(rows: Sequence[VisionInputs]) -> VisionInputs:
 
 def _patch_positions(height: int, width: int, merge: int) -> Int[np.ndarray, "P 2"]:
     """(y, x) of a frame's patches in the processor's order: merge blocks row by row, inside each its patches."""
-    grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1).astype(np.int32)
+    grid = np.stack(
+        np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1
+    ).astype(np.int32)
     blocks = grid.reshape(height // merge, merge, width // merge, merge, 2).transpose(0, 2, 1, 3, 4)
     return blocks.reshape(-1, 2)
 
 
-def _window_order(height: int, width: int, window: int) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
+def _window_order(
+    height: int, width: int, window: int
+) -> tuple[Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
     """Tokens of a frame (height x width tokens) in window order, and the window each belongs to."""
     y, x = np.divmod(np.arange(height * width, dtype=np.int32), np.int32(width))
     across = -(-width // window)
@@ -120,33 +128,57 @@ def _window_order(height: int, width: int, window: int) -> tuple[Int[np.ndarray,
 class VisionAttention(nnx.Module):
     """Multi-head self-attention with a fused projection, kernel [D, 3 D]."""
 
-    def __init__(self, config: VisionConfig, **options):
+    def __init__(self, config: VisionConfig, *, mesh: AttentionMesh | None, **options):
         dim = config.hidden_size
         self.qkv = layers.Linear(dim, 3 * dim, bias=True, **options)
         self.proj = layers.Linear(dim, dim, bias=True, **options)
         self.heads, self.head_dim = config.num_heads, config.head_dim
+        self.mesh = mesh
 
-    def __call__(self, x: Float[Array, "B P D"], angles, visibility: Visibility) -> Float[Array, "B P D"]:
+    def __call__(
+        self, x: Float[Array, "B P D"], angles, visibility: Visibility
+    ) -> Float[Array, "B P D"]:
+        """The block\'s output, without the residual."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, self.head_dim)
         q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
-        out = attention(q, k, v, visibility, visibility, causal=False, scale=self.head_dim**-0.5)
+        out = attention(
+            q, k, v, visibility, visibility, causal=False, scale=self.head_dim**-0.5, mesh=self.mesh
+        )
         return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
 
 class VisionBlock(nnx.Module):
     """norm, attention, norm, gated feed-forward."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype,
+        param_dtype,
+        mesh: AttentionMesh | None,
+    ):
         norm = {"eps": 1e-6, "dtype": dtype, "param_dtype": param_dtype}
-        options = {"stddev": config.initializer_range, "rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        options = {
+            "stddev": config.initializer_range,
+            "rngs": rngs,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+        }
         self.norm1 = layers.RMSNorm(config.hidden_size, **norm)
         self.norm2 = layers.RMSNorm(config.hidden_size, **norm)
-        self.attn = VisionAttention(config, **options)
-        self.mlp = layers.GatedMLP(config.hidden_size, config.intermediate_size, bias=True, **options)
+        self.attn = VisionAttention(config, mesh=mesh, **options)
+        self.mlp = layers.GatedMLP(
+            config.hidden_size, config.intermediate_size, bias=True, **options
+        )
 
-    def __call__(self, x: Float[Array, "B P D"], angles, visibility: Visibility) -> Float[Array, "B P D"]:
+    def __call__(
+        self, x: Float[Array, "B P D"], angles, visibility: Visibility
+    ) -> Float[Array, "B P D"]:
+        """One block on patches in window order; angles as `rope.vision_angles` gives them."""
         x = x + self.attn(self.norm1(x), angles, visibility)
         return x + self.mlp(self.norm2(x))
 
@@ -155,14 +187,22 @@ class PatchMerger(nnx.Module):
     """Neighbouring patches of a merge block become one token of the decoder's width."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
-        options = {"stddev": config.initializer_range, "rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        options = {
+            "stddev": config.initializer_range,
+            "rngs": rngs,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+        }
         width = config.hidden_size * config.merge_unit
-        self.norm = layers.RMSNorm(config.hidden_size, eps=1e-6, dtype=dtype, param_dtype=param_dtype)
+        self.norm = layers.RMSNorm(
+            config.hidden_size, eps=1e-6, dtype=dtype, param_dtype=param_dtype
+        )
         self.fc1 = layers.Linear(width, width, bias=True, **options)
         self.fc2 = layers.Linear(width, config.out_hidden_size, bias=True, **options)
         self.width = width
 
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B M O"]:
+        """Tokens in the order of the patches."""
         x = self.norm(x).reshape(x.shape[0], -1, self.width)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
@@ -170,19 +210,37 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches to tokens of the decoder's width, in the original order."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype, param_dtype, remat: str = "none", unroll: int = 1):
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype,
+        param_dtype,
+        remat: str = "none",
+        unroll: int = 1,
+        mesh: AttentionMesh | None = None,
+    ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.patch_embed = layers.Linear(
-            config.patch_dim, config.hidden_size, bias=False, stddev=config.initializer_range, **options
+            config.patch_dim,
+            config.hidden_size,
+            bias=False,
+            stddev=config.initializer_range,
+            **options,
         )
         self.blocks = layers.stack_layers(
-            lambda r: VisionBlock(config, rngs=r, dtype=dtype, param_dtype=param_dtype), config.depth, rngs
+            lambda r: VisionBlock(config, rngs=r, dtype=dtype, param_dtype=param_dtype, mesh=mesh),
+            config.depth,
+            rngs,
         )
         self.merger = PatchMerger(config, **options)
         self.config = config
         self.remat, self.unroll = remat, unroll
 
-    def __call__(self, patches: Float[Array, "*B P C"], inputs: VisionInputs) -> Float[Array, "*B M D"]:
+    def __call__(
+        self, patches: Float[Array, "*B P C"], inputs: VisionInputs
+    ) -> Float[Array, "*B M D"]:
         """Features of each token (M = P / 4); padding gives finite rows that nothing points to.
 
         Args:
@@ -209,7 +267,9 @@ class VisionTower(nnx.Module):
 
         def body(x: Array, layer: tuple[nnx.State, Bool[Array, ""]]) -> tuple[Array, None]:
             weights, is_full = layer
-            visibility = jax.tree.map(lambda f, w: jnp.where(is_full, f, w), inputs.frames, inputs.windows)
+            visibility = jax.tree.map(
+                lambda f, w: jnp.where(is_full, f, w), inputs.frames, inputs.windows
+            )
             return nnx.merge(graph, weights)(x, angles, visibility), None
 
         x, _ = jax.lax.scan(layers.remat(body, self.remat), x, (state, full), unroll=self.unroll)
