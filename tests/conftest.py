@@ -6,8 +6,11 @@ The environment is set before anything imports jax.
 from __future__ import annotations
 
 import ast
+import importlib.abc
+import importlib.util
 import os
 import pathlib
+import sys
 import sysconfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -43,10 +46,31 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("vo3")
 
 
+class _TorchvisionWithoutItsOperators(importlib.abc.MetaPathFinder):
+    """Let torchvision be imported where its compiled operators do not load.
+
+    PyPI has one Linux build of torchvision, linked against CUDA. Beside a CPU build of torch its operators are missing,
+    and its Python side fails on registering shape rules for two of them. The transforms and video processors, all
+    that the tests compare with, need no operator: declaring those two is enough.
+    """
+
+    def find_spec(self, fullname, path, target=None):
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
+                schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                for name in ("nms", "qnms"):
+                    torch.library.define(f"torchvision::{name}", schema)
+        return None
+
+
+sys.meta_path.insert(0, _TorchvisionWithoutItsOperators())
+
+
 def _have_torch() -> bool:
     # find_spec only: importing torch in every worker costs seconds.
-    import importlib.util
-
     return importlib.util.find_spec("torch") is not None
 
 
