@@ -45,12 +45,12 @@ def _bounds(vis: Visibility, block: int) -> _Bounds:
     rows, length = vis.order.shape
     if length % block:
         raise ValueError(f"length {length} is no multiple of block size {block}; pad the fields")
-    field = lambda x: x.reshape(rows, length // block, block)  # noqa: E731
+    field = lambda x: x.reshape(rows, length // block, block)
     order, enter, leave = field(vis.order), field(vis.enter), field(vis.leave)
     kind, hide = field(vis.kind), field(vis.hide)
     live = (enter >= 0) & (enter < leave)
-    low = lambda x: xp.where(live, x, _MAX).min(axis=-1)  # noqa: E731
-    high = lambda x: xp.where(live, x, _MIN).max(axis=-1)  # noqa: E731
+    low = lambda x: xp.where(live, x, _MAX).min(axis=-1)
+    high = lambda x: xp.where(live, x, _MIN).max(axis=-1)
 
     def bits_or(x):
         if xp is np:
@@ -86,7 +86,7 @@ def block_states(
       causal: whether `order` counts.
     """
     xp = np if isinstance(q_vis.order, np.ndarray) and isinstance(kv_vis.order, np.ndarray) else jnp
-    expand = lambda axis: lambda x: xp.expand_dims(x, axis)  # noqa: E731
+    expand = lambda axis: lambda x: xp.expand_dims(x, axis)
     q = jax.tree.map(expand(-1), dataclasses.asdict(_bounds(q_vis, block_q)))
     k = jax.tree.map(expand(-2), dataclasses.asdict(_bounds(kv_vis, block_kv)))
     # A block without a live token has high = MIN and low = MAX, so every test for empty holds.

@@ -122,14 +122,11 @@ def _check(q, k, v, q_vis, kv_vis, block_sizes, implementation) -> None:
     if not (length and k.shape[2]):
         raise ValueError(f"q has length {length}, k has {k.shape[2]}; wanted at least 1")
     for name, vis, size in (("q_vis", q_vis, length), ("kv_vis", kv_vis, k.shape[2])):
-        for field in dataclasses.fields(Visibility):
-            x = getattr(vis, field.name)
-            if x.shape not in ((size,), (1, size), (rows, size)):
-                raise ValueError(
-                    f"{name}.{field.name} has shape {x.shape}; wanted ({size},) or ({rows}, {size})"
-                )
-            if x.dtype != jnp.int32:
-                raise ValueError(f"{name}.{field.name} has dtype {x.dtype}; wanted int32")
+        vis.validate(name)
+        if vis.order.shape not in ((size,), (1, size), (rows, size)):
+            raise ValueError(
+                f"{name} has fields {vis.order.shape}; wanted ({size},) or ({rows}, {size})"
+            )
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is {implementation!r}; wanted one of {IMPLEMENTATIONS}")
     if block_sizes is not None and min(block_sizes.q, block_sizes.kv) < 1:

@@ -260,9 +260,7 @@ def _backward(static: _Static, saved, cotangents):
         return dq, (dk.astype(k.dtype).reshape(shape), dv.astype(v.dtype).reshape(shape))
 
     index = jnp.arange(k.shape[2] // static.block_kv, dtype=jnp.int32)
-    dq, (dk, dv) = jax.lax.scan(
-        one_chunk, jnp.zeros(q.shape, jnp.float32), (index, lists, counts)
-    )
+    dq, (dk, dv) = jax.lax.scan(one_chunk, jnp.zeros(q.shape, jnp.float32), (index, lists, counts))
     dk, dv = (jnp.moveaxis(x, 0, 2).reshape(k.shape) for x in (dk, dv))
     return (dq * static.scale).astype(q.dtype), dk, dv, None, None
 
