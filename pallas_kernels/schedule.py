@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from pallas_kernels.visibility import Array, Visibility
+from pallas_kernels.visibility import Array, Visibility, pad
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
@@ -100,3 +100,125 @@ def block_states(
         full = full & (k["high_order"] <= q["low_order"])
     states = xp.where(full, np.int32(FULL), np.int32(PARTIAL))
     return xp.where(empty, np.int32(EMPTY), states)
+
+
+# Flags of a pair word: first and last pair of its major block, and how the pair is to be treated. Neither FULL_PAIR nor
+# PARTIAL_PAIR: nothing to compute, the pair is there so that its major block is written.
+FIRST, LAST, FULL_PAIR, PARTIAL_PAIR = 1, 2, 4, 8
+MINOR_SHIFT, MAJOR_SHIFT = 4, 17
+MAX_MAJOR, MAX_MINOR = 1 << (32 - MAJOR_SHIFT), 1 << (MAJOR_SHIFT - MINOR_SHIFT)
+# Pair words scalar memory takes: 1 MiB on v5e and v6e, of which libtpu wants some for itself (258,000 compiled).
+MAX_PAIRS = 250_000
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The active block pairs of one mask, by query block and by key block. Build once per step, outside the layer scan.
+
+    A pair is one int32 word, `major << 17 | minor << 4 | flags`; block indices count through all rows (row * blocks + block).
+
+    Attributes:
+      by_q: words with the query block as major index, in order; the first `q_count` are valid.
+      q_count: int32 scalar.
+      by_kv: words with the key block as major index, in order; the first `kv_count` are valid.
+      kv_count: int32 scalar.
+      rows: rows b of the fields it was built from; 1 serves a batch that shares them.
+      q_blocks, kv_blocks: blocks per row.
+      block_q, block_kv: tokens per block.
+      causal: whether `order` counts.
+    """
+
+    by_q: Int[Array, " words"]
+    q_count: Int[Array, ""]
+    by_kv: Int[Array, " words"]
+    kv_count: Int[Array, ""]
+    rows: int = dataclasses.field(metadata={"static": True})
+    q_blocks: int = dataclasses.field(metadata={"static": True})
+    kv_blocks: int = dataclasses.field(metadata={"static": True})
+    block_q: int = dataclasses.field(metadata={"static": True})
+    block_kv: int = dataclasses.field(metadata={"static": True})
+    causal: bool = dataclasses.field(metadata={"static": True})
+
+
+def make_plan(
+    q_vis: Visibility, kv_vis: Visibility, *, block_q: int, block_kv: int, causal: bool
+) -> Plan:
+    """The Plan of fields [L] or [b, L]: numpy fields on the host, traced ones inside jit. Lengths are padded to blocks.
+
+    Raises:
+      NotImplementedError: more blocks than a pair word or scalar memory holds; larger blocks help.
+    """
+    q_vis, kv_vis = (_padded(vis, block) for vis, block in ((q_vis, block_q), (kv_vis, block_kv)))
+    states = block_states(q_vis, kv_vis, block_q=block_q, block_kv=block_kv, causal=causal)
+    rows, q_blocks, kv_blocks = states.shape
+    if states.size > MAX_PAIRS or max(q_blocks, kv_blocks) * rows > MAX_MINOR:
+        raise NotImplementedError(
+            f"{rows} rows of {q_blocks} x {kv_blocks} blocks do not fit the schedule ({MAX_PAIRS} pairs,"
+            f" {MAX_MINOR} blocks a side): use larger blocks than {block_q} x {block_kv} or fewer rows"
+        )
+    by_q, q_count = compact(states)
+    by_kv, kv_count = compact(states.swapaxes(1, 2))
+    return Plan(
+        by_q, q_count, by_kv, kv_count, rows, q_blocks, kv_blocks, block_q, block_kv, causal
+    )
+
+
+def _padded(vis: Visibility, block: int) -> Visibility:
+    if vis.order.ndim == 1:
+        vis = jax.tree.map(lambda x: x[None], vis)
+    return pad(vis, -vis.order.shape[-1] % block)
+
+
+def compact(
+    states: Int[Array, "b major minor"],
+) -> tuple[Int[Array, " words"], Int[Array, ""]]:
+    """The words of every pair that is not EMPTY, major by major, and their number; the rest of the words is unspecified.
+
+    A major block that sees nothing keeps one pair without FULL_PAIR and PARTIAL_PAIR.
+    """
+    xp = np if isinstance(states, np.ndarray) else jnp
+    rows, majors, minors = states.shape
+    active = states != EMPTY
+    lone = ~active.any(axis=-1, keepdims=True) & (xp.arange(minors) == 0)[None, None]
+    keep = active | lone
+    rank = keep.astype(np.int32).cumsum(axis=-1, dtype=np.int32)
+    flags = xp.where(keep & (rank == 1), np.int32(FIRST), np.int32(0))
+    flags = flags | xp.where(keep & (rank == rank[..., -1:]), np.int32(LAST), np.int32(0))
+    flags = flags | xp.where(states == FULL, np.int32(FULL_PAIR), np.int32(0))
+    flags = flags | xp.where(states == PARTIAL, np.int32(PARTIAL_PAIR), np.int32(0))
+    major = xp.arange(rows * majors, dtype=np.int32).reshape(rows, majors, 1)
+    minor = xp.arange(rows * minors, dtype=np.int32).reshape(rows, 1, minors)
+    # int32 shifts wrap: majors of 2^14 and more sit in the sign bit and are read by a logical shift.
+    words = (major << np.int32(MAJOR_SHIFT)) | (minor << np.int32(MINOR_SHIFT)) | flags
+    if xp is np:
+        found = words[keep]
+        return np.pad(found, (0, keep.size - found.size)), np.int32(found.size)
+    (index,) = jnp.nonzero(keep.reshape(-1), size=keep.size, fill_value=0)
+    return words.reshape(-1)[index], keep.sum(dtype=jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """A compacted list, decoded: one entry per pair, numpy."""
+
+    major: Int[np.ndarray, " pairs"]
+    minor: Int[np.ndarray, " pairs"]
+    first: np.ndarray
+    last: np.ndarray
+    full: np.ndarray
+    partial: np.ndarray
+
+
+def decode(words: Int[Array, " words"], count: Int[Array, ""]) -> Pairs:
+    """The valid words of a list as Pairs, for tests, pictures and statistics."""
+    words = np.asarray(words)[: int(count)].view(np.uint32)
+    flag = lambda bit: (words & bit) != 0
+    return Pairs(
+        (words >> MAJOR_SHIFT).astype(np.int32),
+        ((words >> MINOR_SHIFT) & (MAX_MINOR - 1)).astype(np.int32),
+        flag(FIRST),
+        flag(LAST),
+        flag(FULL_PAIR),
+        flag(PARTIAL_PAIR),
+    )

@@ -1,0 +1,1 @@
+"""One-token attention over a group-shared prefix and own suffixes."""

@@ -1,0 +1,1 @@
+"""Splash attention: reference, chunked XLA, TPU kernel, one API."""

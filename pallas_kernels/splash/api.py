@@ -62,8 +62,7 @@ def splash_attention(
       NotImplementedError: the named implementation cannot do this, with the reason.
     """
     _check(q, k, v, q_vis, kv_vis, block_sizes, implementation)
-    rows, _, length, dim = q.shape
-    scale = dim**-0.5 if scale is None else float(scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q_vis, kv_vis = (jax.tree.map(lambda x: _rows(x), vis) for vis in (q_vis, kv_vis))
     chosen = _choose(implementation)
     if chosen == "reference":

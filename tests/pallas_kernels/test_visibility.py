@@ -112,7 +112,7 @@ def test_padding_neither_sees_nor_is_seen():
 
 
 @pytest.mark.parametrize(
-    "build, words",
+    ("build", "words"),
     [
         (lambda: Visibility.packed([3, 4], 6), "7 tokens are more than total=6"),
         (lambda: Visibility.packed([3, -1]), "negative"),
@@ -136,7 +136,7 @@ def test_constructors_refuse(build, words):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    ("change", "words"),
     [
         ({"leave": ids(1, 0, 1)}, r"token \(1,\) has enter 0, leave 0"),
         ({"enter": ids(0, -1, 0)}, r"token \(1,\) has enter -1, leave 1"),
