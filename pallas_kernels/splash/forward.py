@@ -1,0 +1,171 @@
+"""Forward TPU kernel: out and log-sum-exp over the active block pairs of a Plan.
+
+One grid step does all query heads of `kv_heads` kv heads on one pair of blocks: the mask is turned into a bias once and the cost of
+a step is divided by the heads. The number of pairs is a run-time value (dynamic grid). Scores live in the exp2 domain; the
+running sum is kept per lane and summed over lanes once per query block.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import schedule
+from pallas_kernels.schedule import Plan
+from pallas_kernels.splash import common
+from pallas_kernels.splash.common import LANES, LOG2E, NEG, Static
+
+
+def _kernel(
+    words, q_ref, k_ref, v_ref, q_fields, kv_fields, out_ref, lse_ref, *scratch, causal, static
+):
+    q_scaled, fields, bias_ref, top_ref, total_ref, acc_ref = scratch
+    kv_heads, groups, _, dim = q_ref.shape
+    block_kv = k_ref.shape[1]
+    heads = kv_heads * groups
+    word = words[pl.program_id(2)]
+
+    def flag(bit):
+        return (word & bit) != 0
+
+    @pl.when(flag(schedule.FIRST))
+    def _():
+        factor = jnp.float32(static.scale * LOG2E)
+        scaled = q_ref[...].astype(jnp.float32) * factor
+        q_scaled[...] = scaled.astype(q_ref.dtype).reshape(q_scaled.shape)
+        top_ref[...] = jnp.full(top_ref.shape, NEG, jnp.float32)
+        total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
+        acc_ref[...] = jnp.zeros(acc_ref.shape, jnp.float32)
+        for row in range(fields.shape[0]):
+            fields[row] = common.replicate(q_fields[row : row + 1, :])
+
+    def attend(masked: bool):
+        def start(n):
+            return common.dot(q_scaled[n], k_ref[_kv_head(n, groups)], 1, 1)
+
+        def finish(n, scores):
+            if masked:
+                scores = scores + bias_ref[...]
+            top = top_ref[n]
+            new_top = jnp.maximum(top, jnp.max(scores, axis=1, keepdims=True))
+            shrink = jnp.exp2(top - new_top)
+            weights = jnp.exp2(scores - common.widen(new_top, block_kv))
+            total = total_ref[n] * shrink
+            for lane in range(0, block_kv, LANES):
+                total += weights[:, lane : lane + LANES]
+            total_ref[n] = total
+            top_ref[n] = new_top
+            v = v_ref[_kv_head(n, groups)]
+            update = common.dot(weights.astype(v.dtype), v, 1, 0)
+            acc_ref[n] = acc_ref[n] * common.widen(shrink, dim) + update
+
+        common.for_heads(heads, static.unroll, start, finish)
+
+    @pl.when(flag(schedule.FULL_PAIR))
+    def _():
+        attend(masked=False)
+
+    @pl.when(flag(schedule.PARTIAL_PAIR))
+    def _():
+        mask = common.block_mask(
+            lambda i: common.widen(fields[i], block_kv),
+            lambda i: kv_fields[i : i + 1, :],
+            causal=causal,
+        )
+        bias_ref[...] = common.bias(mask)
+        attend(masked=True)
+
+    @pl.when(flag(schedule.LAST))
+    def _():
+        def finish(n, _):
+            top = top_ref[n]
+            # Rows that saw nothing hold garbage of masked blocks.
+            seen = top > NEG / 2
+            total = jnp.sum(total_ref[n], axis=1, keepdims=True)
+            total = jnp.where(seen, total, 1)
+            inverse = jnp.where(seen, 1 / total, 0)
+            c, g = _split(n, groups)
+            out_ref[c, g] = (acc_ref[n] * common.widen(inverse, dim)).astype(out_ref.dtype)
+            lse = jnp.where(seen, top * (1 / LOG2E) + jnp.log(total), -jnp.inf)
+            lse_ref[c, pl.ds(g, 1), :] = lse.T[:1, :]
+
+        jax.lax.fori_loop(0, heads, finish, None)
+
+
+def _split(n, groups: int):
+    """(kv head, query head of it) of head n of a step, without a division where one of them is 0."""
+    if isinstance(n, int):
+        return divmod(n, groups)
+    c = jax.lax.div(n, jnp.int32(groups))
+    return c, n - c * groups
+
+
+def _kv_head(n, groups: int):
+    return _split(n, groups)[0]
+
+
+def forward(
+    q: Float[Array, "B K G L H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    q_fields: Int[Array, "b 8 L"],
+    kv_fields: Int[Array, "b 8 S"],
+    plan: Plan,
+    static: Static,
+) -> tuple[Float[Array, "B K G L H"], Float[Array, "B K G L"]]:
+    """Attention output in q's dtype and float32 log-sum-exp; lengths are whole blocks of the plan.
+
+    Source: online softmax of FlashAttention-2 (Dao 2023); the layout of running values follows JAX's splash attention.
+    """
+    rows, kv_heads, groups, length, dim = q.shape
+    grid = common.Grid(plan, by_kv=False)
+    step = static.kv_heads
+    heads = step * groups
+    block_q, block_kv = plan.block_q, plan.block_kv
+    batch = grid.batch(rows)
+    pairs = rows * plan.q_blocks * plan.kv_blocks
+    scores = pairs * kv_heads * groups * block_q * block_kv
+    return pl.pallas_call(
+        functools.partial(_kernel, causal=plan.causal, static=static),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, kv_heads // step, plan.q_count),
+            in_specs=[
+                grid.q(step, groups, dim),
+                grid.kv(step, dim),
+                grid.kv(step, dim),
+                grid.fields(of_q=True),
+                grid.fields(of_q=False),
+            ],
+            out_specs=[grid.q(step, groups, dim), grid.q_rows(step, groups)],
+            scratch_shapes=[
+                pltpu.VMEM((heads, block_q, dim), q.dtype),
+                pltpu.VMEM((3, block_q, LANES), jnp.int32),
+                pltpu.VMEM((block_q, block_kv), jnp.float32),
+                pltpu.VMEM((heads, block_q, LANES), jnp.float32),
+                pltpu.VMEM((heads, block_q, LANES), jnp.float32),
+                pltpu.VMEM((heads, block_q, dim), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((rows, kv_heads, groups, length), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=static.vmem_limit,
+        ),
+        # Causal masks visit about half of the pairs.
+        cost_estimate=pl.CostEstimate(
+            flops=4 * dim * scores // (1 + plan.causal),
+            transcendentals=scores // (1 + plan.causal),
+            bytes_accessed=2 * q.nbytes + pairs * 2 * step * block_kv * dim * k.dtype.itemsize // 2,
+        ),
+        interpret=static.interpret,
+        name="visibility_splash_forward",
+    )(plan.by_q, q, k, v, q_fields, kv_fields)
