@@ -1,0 +1,123 @@
+"""Training batches of the embedded world: every batch is a pure function of (seed, step), drawn from pixels rendered on the fly.
+
+Curriculum: the overview of a training row may be cut to `patches` neighbouring temporal patches (of 32). Short ones teach to transcribe, long ones to search.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from vo3.chat import PromptPack, encode
+from vo3.clueworld import tasks
+from vo3.clueworld.tokenizer import build_tokenizer
+from vo3.clueworld.views import crop_policy, cut_overview, noisy, observe, render
+from vo3.clueworld.world import COLORS, HELD_OUT, World, make_world
+from vo3.trajectory import Observation, Trajectory
+from vo3.train.batch import Batch, Example, pack_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a training batch holds.
+
+    Attributes:
+      seed: of the stream.
+      worlds: worlds a step; each gives one question that needs the tool and one that does not, on a shared overview.
+      patches: temporal patches of the overview, at most 32.
+      length: tokens of a packed row (one row a world).
+      options_share: share of questions with lettered options.
+      noise: standard deviation of pixel noise, in grey levels, drawn up to this.
+      emphasis: loss weight of tokens that carry evidence (digits, colours, letters), against 1 for the rest.
+    """
+
+    seed: int = 0
+    worlds: int = 16
+    patches: int = 32
+    length: int = 512
+    options_share: float = 0.6
+    noise: float = 5.0
+    emphasis: float = 4.0
+
+
+class Stream:
+    """`batch(step)` gives the training batch of a step."""
+
+    def __init__(self, config: DataConfig, tokenizer, pack: PromptPack):
+        self.config, self.tokenizer, self.pack = config, tokenizer, pack
+        self.policy = crop_policy()
+        self._weights = evidence_weights(tokenizer, config.emphasis)
+
+    def batch(self, step: int) -> Batch:
+        """Rows of the step: one world a row, its trajectories packed."""
+        config = self.config
+        rows, overviews, clips = [], [], []
+        for i in range(config.worlds):
+            rng = np.random.default_rng([config.seed, step, i])
+            world = make_world(HELD_OUT + int(rng.integers(2**40)))
+            world, overview, over_frames = self._overview(world, rng)
+            row = []
+            for kind in ("digit", str(rng.choice(tasks.OVERVIEW_KINDS))):
+                trajectory = self._trajectory(world, kind, overview, rng)
+                row.append(self._example(trajectory, i, len(clips)))
+                if kind == "digit":
+                    clip = trajectory.observations[1]
+                    clips.append(noisy(render(world, clip, scale=1), rng, self.config.noise))
+            rows.append(row)
+            overviews.append(over_frames)
+        return pack_rows(
+            rows, length=config.length, overviews=np.stack(overviews), clips=np.stack(clips)
+        )
+
+    def _overview(self, world: World, rng: np.random.Generator) -> tuple[World, Observation, np.ndarray]:
+        """The overview, cut to `patches` around some card, and the world with only the cards that are seen in it."""
+        full = observe(world, 0, policy=self.policy)
+        count = self.config.patches
+        if count < full.grid[0]:
+            card = world.cards[rng.integers(len(world.cards))]
+            at = int(np.searchsorted(full.times, card.start)) // 2
+            first = int(np.clip(at - rng.integers(0, count), 0, full.grid[0] - count))
+            full = cut_overview(full, first, count)
+            times = np.asarray(full.times)
+            seen = tuple(
+                c for c in world.cards if ((times >= c.start) & (times < c.end)).any()
+            )
+            if not seen:  # the card stood on the border; take the patches from its own first frame on
+                return self._overview(world, rng)
+            world = dataclasses.replace(world, cards=seen)
+        return world, full, noisy(render(world, full, scale=2), rng, self.config.noise)
+
+    def _trajectory(self, world: World, kind: str, overview: Observation, rng) -> Trajectory:
+        question = tasks.KINDS[kind](world, rng)
+        options = bool(rng.random() < self.config.options_share)
+        task = tasks.make_task(
+            world, question, video="-", task_id="-", rng=rng, options=options
+        )
+        return tasks.make_trajectory(
+            world, question, task, pack=self.pack, policy=self.policy, overview=overview
+        )
+
+    def _example(self, trajectory: Trajectory, overview: int, clip: int) -> Example:
+        encoded = encode(trajectory.turns, self.tokenizer)
+        weight = np.where(encoded.loss_mask, self._weights[encoded.ids], 0).astype(np.float32)
+        shown = [("overview", overview)] + [("clip", clip)] * (len(encoded.grids) - 1)
+        return Example(encoded, weight, tuple(shown))
+
+
+def evidence_weights(tokenizer, emphasis: float) -> Float[np.ndarray, "V"]:
+    """Loss weight by token id: `emphasis` for digits, colours, letters, yes and no; 1 for the rest."""
+    weights = np.ones(len(tokenizer), np.float32)
+    words = [*"0123456789", *COLORS, *tasks.LETTERS, "yes", "no", "not", "-", ".", ", "]
+    for word in words:
+        for form in (word, " " + word):
+            index = tokenizer.convert_tokens_to_ids(form)
+            if index != tokenizer.unk_token_id:
+                weights[index] = emphasis
+    return weights
+
+
+def make_stream(config: DataConfig) -> Stream:
+    """The stream with the embedded tokenizer and prompt pack; built in every worker process."""
+    return Stream(config, build_tokenizer(), PromptPack.load("clueworld"))

@@ -1,0 +1,60 @@
+"""Optimisers by name, on optax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from optax import contrib
+
+
+def schedule(kind: str, peak: float, *, steps: int, warmup: int) -> optax.Schedule:
+    """Warm-up from 0, then `cosine` to 0 or `constant`.
+
+    Raises:
+      ValueError: an unknown kind, or a warm-up as long as the run.
+    """
+    if warmup >= steps:
+        raise ValueError(f"warmup of {warmup} steps does not fit a run of {steps}; lower warmup")
+    if kind == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
+    if kind == "constant":
+        return optax.join_schedules(
+            [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)],
+            [warmup],
+        )
+    raise ValueError(f"unknown schedule {kind!r}; one of 'cosine', 'constant'")
+
+
+def muon_dimensions(params: Any) -> Any:
+    """Muon for the matrices inside layers ([in, out] or stacked [layers, in, out]); AdamW (None) for the rest."""
+
+    def numbers(path, leaf):
+        is_matrix = jax.tree_util.keystr(path).find("kernel") >= 0 and leaf.ndim in (2, 3)
+        return contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_matrix else None
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
+
+
+def make_optimizer(
+    name: str, rate: optax.Schedule, *, adam_rate: optax.Schedule | None = None, weight_decay: float = 0.0, clip: float = 1.0
+) -> optax.GradientTransformation:
+    """`adamw`, or `muon` for matrices with AdamW for the rest, behind clipping by the global norm.
+
+    Args:
+      rate: learning rate; with Muon, of the matrices.
+      adam_rate: with Muon, learning rate of everything else.
+    """
+    if name == "adamw":
+        core = optax.adamw(rate, weight_decay=weight_decay)
+    elif name == "muon":
+        core = contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            adam_learning_rate=adam_rate or rate,
+            muon_weight_dimension_numbers=muon_dimensions,
+        )
+    else:
+        raise ValueError(f"unknown optimizer {name!r}; one of 'adamw', 'muon'")
+    return optax.chain(optax.clip_by_global_norm(clip), core)
