@@ -1,0 +1,501 @@
+"""Hugging Face checkpoints to parameters and back, by one declarative table.
+
+Read: every header is checked first; then each parameter is filled layer by layer, one device's piece at a time, straight
+into its target sharding. Host memory holds the parameters (where the devices are the host) and one tensor.
+Written: one tensor at a time, with the Hub's key names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from vo3.attention import AttentionMesh
+from vo3.models import safetensors_io as st
+from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from vo3.models.safetensors_io import CheckpointError
+
+Form = Literal["same", "transposed", "patches"]
+ShardingFn = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# What a checkpoint directory holds besides weights and config.json; copied as it is.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "vo3.json",
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter in both worlds.
+
+    Attributes:
+      ours: dotted path in the model's state.
+      theirs: key on the Hub; `{i}` is the layer of a stacked parameter.
+      form: how theirs becomes ours: "same"; "transposed" ([out, in] to [in, out]); "patches" (the 3-D convolution
+        [D, 3, 2, 14, 14] as a matrix [1176, D]).
+      axes: what the axes of ours are, without the layer axis; see `RULES`.
+    """
+
+    ours: str
+    theirs: str
+    form: Form = "same"
+    axes: tuple[str | None, ...] = (None,)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether ours holds all layers."""
+        return "{i}" in self.theirs
+
+
+def _linear(
+    ours: str, theirs: str, axes: tuple[str | None, str | None], *, bias: bool
+) -> list[Entry]:
+    entries = [Entry(f"{ours}.kernel", f"{theirs}.weight", "transposed", axes)]
+    return entries + [Entry(f"{ours}.bias", f"{theirs}.bias", "same", axes[1:])] * bias
+
+
+_TEXT, _VISION = "model.layers.{i}", "visual.blocks.{i}"
+TABLE: tuple[Entry, ...] = (
+    Entry(
+        "vision.patch_embed.kernel", "visual.patch_embed.proj.weight", "patches", (None, "embed")
+    ),
+    Entry("vision.blocks.norm1.scale", f"{_VISION}.norm1.weight"),
+    Entry("vision.blocks.norm2.scale", f"{_VISION}.norm2.weight"),
+    # q, k and v share the output axis, which therefore does not split by heads.
+    *_linear("vision.blocks.attn.qkv", f"{_VISION}.attn.qkv", ("embed", None), bias=True),
+    *_linear("vision.blocks.attn.proj", f"{_VISION}.attn.proj", ("heads", "embed"), bias=True),
+    *_linear("vision.blocks.mlp.gate", f"{_VISION}.mlp.gate_proj", ("embed", "ffn"), bias=True),
+    *_linear("vision.blocks.mlp.up", f"{_VISION}.mlp.up_proj", ("embed", "ffn"), bias=True),
+    *_linear("vision.blocks.mlp.down", f"{_VISION}.mlp.down_proj", ("ffn", "embed"), bias=True),
+    Entry("vision.merger.norm.scale", "visual.merger.ln_q.weight"),
+    *_linear("vision.merger.fc1", "visual.merger.mlp.0", ("embed", "ffn"), bias=True),
+    *_linear("vision.merger.fc2", "visual.merger.mlp.2", ("ffn", "embed"), bias=True),
+    Entry("embed.table", "model.embed_tokens.weight", "same", ("vocab", "embed")),
+    Entry("decoder.layers.input_norm.scale", f"{_TEXT}.input_layernorm.weight"),
+    *_linear("decoder.layers.q", f"{_TEXT}.self_attn.q_proj", ("embed", "heads"), bias=True),
+    *_linear("decoder.layers.k", f"{_TEXT}.self_attn.k_proj", ("embed", "kv"), bias=True),
+    *_linear("decoder.layers.v", f"{_TEXT}.self_attn.v_proj", ("embed", "kv"), bias=True),
+    *_linear("decoder.layers.o", f"{_TEXT}.self_attn.o_proj", ("heads", "embed"), bias=False),
+    Entry("decoder.layers.post_norm.scale", f"{_TEXT}.post_attention_layernorm.weight"),
+    *_linear("decoder.layers.mlp.gate", f"{_TEXT}.mlp.gate_proj", ("embed", "ffn"), bias=False),
+    *_linear("decoder.layers.mlp.up", f"{_TEXT}.mlp.up_proj", ("embed", "ffn"), bias=False),
+    *_linear("decoder.layers.mlp.down", f"{_TEXT}.mlp.down_proj", ("ffn", "embed"), bias=False),
+    Entry("decoder.norm.scale", "model.norm.weight"),
+    Entry("unembedding.kernel", "lm_head.weight", "transposed", ("embed", "vocab")),
+)
+
+# Default sharding: what each axis of the table is split over, where the mesh has it and the size allows.
+RULES: dict[str, tuple[str, ...]] = {
+    "embed": ("fsdp",),
+    "heads": ("model", "tensor"),
+    "kv": ("model", "tensor"),
+    "ffn": ("model", "tensor"),
+    "vocab": ("model", "tensor"),
+}
+
+
+def table(config: Qwen2_5_VLConfig) -> tuple[Entry, ...]:
+    """The entries of this architecture: tied embeddings have no output matrix."""
+    return tuple(
+        e for e in TABLE if not (config.tie_word_embeddings and e.theirs == "lm_head.weight")
+    )
+
+
+def default_sharding(mesh: Mesh) -> ShardingFn:
+    """Shards by `RULES`; an axis whose size the mesh does not divide stays whole, and is logged."""
+    axes_of = {entry.ours: entry for entry in TABLE}
+
+    def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        entry = axes_of[path]
+        axes = ((None,) if entry.stacked else ()) + entry.axes
+        spec = []
+        for axis, size in zip(axes, shape, strict=True):
+            names = tuple(n for n in RULES.get(axis, ()) if mesh.shape.get(n, 1) > 1)
+            ways = math.prod(mesh.shape[n] for n in names)
+            if size % ways:
+                _log.warning("%s: axis %s of size %d is not split %d ways", path, axis, size, ways)
+                names = ()
+            spec.append(names or None)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return sharding
+
+
+def read_config(directory: epath.PathLike, **options: Any) -> Qwen2_5_VLConfig:
+    """The architecture of a Hugging Face directory.
+
+    Raises:
+      CheckpointError: no such directory, no config.json in it, or not one of Qwen2.5-VL.
+    """
+    directory = epath.Path(directory)
+    if not directory.exists():
+        raise CheckpointError(f"{directory} does not exist; give the directory of a checkpoint")
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory} is no directory; give the directory that holds config.json"
+        )
+    file = directory / "config.json"
+    if not file.exists():
+        raise CheckpointError(
+            f"{directory} has no config.json; give the directory that holds config.json and *.safetensors"
+        )
+    try:
+        data = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no JSON ({error}); download it again") from error
+    try:
+        return Qwen2_5_VLConfig.from_hf(data, **options)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def load(
+    directory: epath.PathLike,
+    config: Qwen2_5_VLConfig,
+    *,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    mesh: Mesh | None = None,
+    sharding: ShardingFn | None = None,
+) -> Qwen2_5_VL:
+    """A model with the weights of a Hugging Face directory.
+
+    Args:
+      directory: with `model.safetensors` or an index and its shards; old and new key layouts.
+      config: from `read_config`.
+      dtype: of the computation; None: as the weights.
+      param_dtype: of the weights; None: `dtype`, or as the file holds the embedding.
+      mesh: devices to spread the weights and attention over.
+      sharding: (path, shape) -> target sharding; default: `default_sharding(mesh)`, or the first device.
+
+    Raises:
+      CheckpointError: missing, extra or misshaped tensors, missing or truncated files; all of a kind in one message.
+    """
+    tensors = _headers(epath.Path(directory))
+    _check(tensors, config, epath.Path(directory))
+    stored = jnp.dtype(st.DTYPES[tensors["model.embed_tokens.weight"].dtype])
+    param_dtype = jnp.dtype(param_dtype or dtype or stored)
+    dtype = jnp.dtype(dtype or param_dtype)
+    if sharding is None:
+        single = SingleDeviceSharding(jax.local_devices()[0])
+        sharding = default_sharding(mesh) if mesh is not None else lambda path, shape: single
+    attention_mesh = None if mesh is None else AttentionMesh(mesh)
+    graph, state = abstract(config, dtype=dtype, param_dtype=param_dtype, mesh=attention_mesh)
+    values = {}
+    for entry in table(config):
+        shape = state[entry.ours].shape
+        fill = functools.partial(_fill, entry, tensors, param_dtype)
+        values[entry.ours] = _assemble(shape, sharding(entry.ours, shape), fill)
+    return nnx.merge(graph, unflatten(state, values))
+
+
+def abstract(
+    config: Qwen2_5_VLConfig, **options: Any
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """The model's graph and its parameters' shapes by dotted path, without memory for them."""
+    model = nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), **options))
+    graph, state = nnx.split(model)
+    return graph, flatten(state)
+
+
+def flatten(state: nnx.State) -> dict[str, Any]:
+    """Parameters by dotted path."""
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def unflatten(like: dict[str, Any], values: dict[str, jax.Array]) -> nnx.State:
+    """The state with these values; inverse of `flatten`.
+
+    Raises:
+      CheckpointError: values that are missing or left over.
+    """
+    if set(like) != set(values):
+        missing, extra = sorted(set(like) - set(values)), sorted(set(values) - set(like))
+        raise CheckpointError(f"parameters not filled: {missing}; without a place: {extra}")
+    return nnx.from_flat_state([(tuple(p.split(".")), nnx.Param(v)) for p, v in values.items()])
+
+
+def hub_key(key: str) -> str:
+    """A tensor's key in the Hub's layout; transformers 4.52 to 4.57 nested both towers under `model`."""
+    for new, old in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if key.startswith(new):
+            return old + key.removeprefix(new)
+    return key
+
+
+def _headers(directory: epath.Path) -> dict[str, st.Tensor]:
+    """All tensors of a directory, by Hub key."""
+    index, single = directory / INDEX, directory / SINGLE
+    if index.exists():
+        try:
+            placed = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{index} is no shard index ({error}); download it again"
+            ) from error
+        files = [directory / name for name in sorted(set(placed.values()))]
+    elif single.exists():
+        placed, files = None, [single]
+    else:
+        raise CheckpointError(
+            f"{directory} has neither {SINGLE} nor {INDEX}; only safetensors weights can be read, "
+            "convert other formats with transformers first"
+        )
+    found: dict[str, st.Tensor] = {}
+    for file in files:
+        for name, tensor in st.read_header(file).items():
+            if name.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")):
+                continue  # computed, not learned; old files carry it
+            key = hub_key(name)
+            if key in found:
+                raise CheckpointError(
+                    f"tensor {name} stands in {found[key].path} and in {file}; remove the stale shard"
+                )
+            found[key] = tensor
+    if placed is not None:
+        lost = sorted(name for name in placed if hub_key(name) not in found)
+        lost = [name for name in lost if "inv_freq" not in name]
+        if lost:
+            raise CheckpointError(
+                f"{index} places {_some(lost)} in shards that do not hold them; download the shards again"
+            )
+    return found
+
+
+def expected(config: Qwen2_5_VLConfig) -> dict[str, tuple[int, ...]]:
+    """Every Hub key of this architecture with its shape there."""
+    _, state = abstract(config)
+    vision = config.vision
+    conv = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    shapes = {}
+    for entry in table(config):
+        shape = state[entry.ours].shape
+        layers, inner = (shape[0], shape[1:]) if entry.stacked else (1, shape)
+        if entry.form == "transposed":
+            inner = inner[::-1]
+        elif entry.form == "patches":
+            inner = (inner[1], *conv)
+        shapes |= {entry.theirs.format(i=i): inner for i in range(layers)}
+    return shapes
+
+
+def _check(tensors: dict[str, st.Tensor], config: Qwen2_5_VLConfig, directory: epath.Path) -> None:
+    wanted = expected(config)
+    extra = sorted(set(tensors) - set(wanted))
+    if config.tie_word_embeddings and "lm_head.weight" in extra:
+        head, embed = tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight")
+        if embed is not None and not (
+            head.shape == embed.shape
+            and np.array_equal(st.read(head).view(np.uint8), st.read(embed).view(np.uint8))
+        ):
+            raise CheckpointError(
+                f"{directory}: config.json ties the embeddings, but lm_head.weight differs from "
+                "model.embed_tokens.weight; set tie_word_embeddings to false, or remove lm_head.weight"
+            )
+        extra.remove("lm_head.weight")
+    missing = sorted(set(wanted) - set(tensors))
+    if missing:
+        hint = (
+            " (set tie_word_embeddings to true if they are tied)"
+            if missing == ["lm_head.weight"]
+            else ""
+        )
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} tensors: {_some(missing)}{hint}; the weights and config.json must be "
+            "of the same model, and every shard there"
+        )
+    if extra:
+        raise CheckpointError(
+            f"{directory} has {len(extra)} tensors that the model has no place for: {_some(extra)}; the weights and "
+            "config.json must be of the same model (merge adapters first)"
+        )
+    wrong = [
+        f"{key} is {list(tensors[key].shape)}, wanted {list(shape)}"
+        for key, shape in wanted.items()
+        if tensors[key].shape != shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{directory} has {len(wrong)} tensors of the wrong shape: {_some(wrong)}; the weights and config.json "
+            "must be of the same model"
+        )
+
+
+def _some(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (
+        f", and {len(names) - count} more" if len(names) > count else ""
+    )
+
+
+def _assemble(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    fill: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """An array in its sharding; each distinct piece is filled once and handed over before the next is begun."""
+    pieces: dict[tuple, list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        key = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        pieces.setdefault(key, []).append(device)
+    arrays = []
+    for key, devices in pieces.items():
+        value = fill(tuple(slice(*bounds) for bounds in key))
+        # The buffer is not touched again, so a device that is the host may keep it instead of a copy.
+        arrays += [jax.device_put(value, device) for device in devices]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _fill(
+    entry: Entry,
+    tensors: dict[str, st.Tensor],
+    dtype: np.dtype,
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """The piece `index` of a parameter."""
+    out = _aligned([s.stop - s.start for s in index], dtype)
+    if not entry.stacked:
+        _read(entry, tensors[entry.theirs], index, out)
+        return out
+    for place, layer in enumerate(range(index[0].start, index[0].stop)):
+        _read(entry, tensors[entry.theirs.format(i=layer)], index[1:], out[place])
+    return out
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Memory at a multiple of 64 bytes, which JAX on CPU takes over instead of copying."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _read(entry: Entry, tensor: st.Tensor, index: tuple[slice, ...], out: np.ndarray) -> None:
+    """Puts the piece `index` of one layer's parameter, in our form, into `out`; reads only the rows it needs."""
+    if entry.form == "same":
+        values = st.read(tensor, index[0])[(slice(None), *index[1:])]
+    else:
+        rows = st.read(tensor, index[1])
+        values = rows.reshape(rows.shape[0], -1).T[index[0]]
+    if values.dtype == out.dtype:
+        # NumPy copies its own integers many times faster than bfloat16.
+        bits = np.dtype(f"u{out.itemsize}")
+        values, out = values.view(bits), out.view(bits)
+    if entry.form == "same":
+        out[...] = values
+        return
+    # Transposing tile by tile stays in the cache: five times faster than at once.
+    for y in range(0, out.shape[0], 256):
+        for x in range(0, out.shape[1], 256):
+            out[y : y + 256, x : x + 256] = values[y : y + 256, x : x + 256]
+
+
+def save(
+    model: Qwen2_5_VL,
+    directory: epath.PathLike,
+    *,
+    source: epath.PathLike | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> None:
+    """Writes a Hugging Face directory: weights with the Hub's key names, config.json, and the source's companions.
+
+    Args:
+      model: to write; its weights keep their dtype.
+      directory: made if need be.
+      source: directory whose tokenizer and processor files are copied.
+      max_shard_bytes: size of a shard.
+      overwrite: whether weights already there may be replaced.
+
+    Raises:
+      CheckpointError: weights are already there, or parameters lie on other hosts.
+    """
+    directory = epath.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    stale = sorted(p.name for p in directory.iterdir() if p.name.endswith((".safetensors", INDEX)))
+    if stale and not overwrite:
+        raise CheckpointError(
+            f"{directory} already holds {_some(stale)}; choose an empty directory or pass overwrite=True"
+        )
+    values = flatten(nnx.state(model))
+    specs, dtypes = [], {entry.ours: values[entry.ours].dtype for entry in table(model.config)}
+    where: dict[str, tuple[Entry, int]] = {}
+    wanted = expected(model.config)
+    for entry in table(model.config):
+        if not values[entry.ours].is_fully_addressable:
+            raise CheckpointError(
+                f"{entry.ours} lies on several hosts; gather the parameters before saving"
+            )
+        for i in range(values[entry.ours].shape[0] if entry.stacked else 1):
+            key = entry.theirs.format(i=i)
+            where[key] = (entry, i)
+            specs.append(st.Spec(key, wanted[key], np.dtype(dtypes[entry.ours])))
+    shards = st.plan_shards(specs, max_shard_bytes)
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    )
+    for name, shard in zip(names, shards, strict=True):
+        written = directory / f"{name}.part"
+        st.write(written, shard, _tensors(shard, where, values))
+        written.replace(directory / name)
+    for name in set(stale) - set(names):
+        (directory / name).unlink()
+    if len(shards) > 1:
+        placed = {s.name: name for name, shard in zip(names, shards, strict=True) for s in shard}
+        total = sum(s.nbytes for s in specs)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    dtype = str(np.dtype(dtypes["embed.table"]))
+    (directory / "config.json").write_text(
+        json.dumps(model.config.to_hf(dtype=dtype), indent=2) + "\n"
+    )
+    if source is not None:
+        copy_companions(source, directory)
+
+
+def copy_companions(source: epath.PathLike, directory: epath.PathLike) -> None:
+    """Copies the tokenizer, processor and generation files that the source has."""
+    for name in COMPANIONS:
+        file = epath.Path(source) / name
+        target = epath.Path(directory) / name
+        if file.exists() and not (target.exists() and file.resolve() == target.resolve()):
+            target.write_bytes(file.read_bytes())
+
+
+def _tensors(
+    shard: Sequence[st.Spec], where: dict[str, tuple[Entry, int]], values: dict[str, jax.Array]
+) -> Iterator[np.ndarray]:
+    for spec in shard:
+        entry, layer = where[spec.name]
+        value = values[entry.ours]
+        value = np.asarray(value[layer] if entry.stacked else value)
+        yield (value if entry.form == "same" else value.T).reshape(spec.shape)
