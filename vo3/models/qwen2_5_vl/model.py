@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.visibility import Visibility
 from vo3.attention import AttentionMesh
 from vo3.models.qwen2_5_vl import layers
+from vo3.models.qwen2_5_vl.assets import Assets
 from vo3.models.qwen2_5_vl.cache import KVCache
 from vo3.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from vo3.models.qwen2_5_vl.decoder import Decoder
@@ -68,6 +70,7 @@ class Qwen2_5_VL(nnx.Module):
       mesh: how attention is split over devices; None: not.
 
     Attributes:
+      assets: source, tokenizer, crop policy and prompt pack; see `Assets`.
       vision, embed, decoder: the parts.
       unembedding: the output matrix [D, V]; None when it is tied to the embedding.
     """
@@ -85,6 +88,7 @@ class Qwen2_5_VL(nnx.Module):
         scan = {"remat": config.remat, "unroll": config.scan_unroll, "mesh": mesh}
         text = config.text
         self.config = config
+        self.assets = Assets()
         self.dtype = dtype
         self.vision = VisionTower(config.vision, **options, **scan)
         self.embed = Embedding(
@@ -162,3 +166,57 @@ class Qwen2_5_VL(nnx.Module):
             return jnp.einsum("BLD,VD->BLV", hidden, table, preferred_element_type=jnp.float32)
         kernel = self.unembedding.kernel[...].astype(self.dtype)
         return jnp.einsum("BLD,DV->BLV", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def save_hf(
+        self,
+        directory: epath.PathLike,
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes a Hugging Face directory; tokenizer and processor files come from `source`. See `hf_io.save`."""
+        from vo3.models import hf_io  # it builds on this module
+
+        hf_io.save(
+            self,
+            directory,
+            source=self.source,
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+        )
+
+    @property
+    def source(self) -> epath.Path | None:
+        """The directory the model was loaded from."""
+        return self.assets.source
+
+    @source.setter
+    def source(self, value: epath.PathLike | None) -> None:
+        self.assets.source = None if value is None else epath.Path(value)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The source's transformers tokenizer."""
+        return self.assets.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self.assets.set("tokenizer", value)
+
+    @property
+    def crop_policy(self) -> Any:
+        """The `vo3.video.CropPolicy` the model is shown videos with."""
+        return self.assets.crop_policy
+
+    @crop_policy.setter
+    def crop_policy(self, value: Any) -> None:
+        self.assets.set("crop_policy", value)
+
+    @property
+    def prompt_pack(self) -> Any:
+        """The `vo3.chat.PromptPack` the model is asked with."""
+        return self.assets.prompt_pack
+
+    @prompt_pack.setter
+    def prompt_pack(self, value: Any) -> None:
+        self.assets.set("prompt_pack", value)

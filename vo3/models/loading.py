@@ -1,0 +1,199 @@
+"""`vo3.models.load`: a model with everything it needs to be asked, from a directory or by name."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from vo3.attention import AttentionMesh
+from vo3.models import hf_io
+from vo3.models.hf_io import ShardingFn
+from vo3.models.qwen2_5_vl import Qwen2_5_VL
+from vo3.models.safetensors_io import CheckpointError
+
+# Models that ship with the package.
+NAMES = {"clueworld": epath.Path(pathlib.Path(__file__).parent.parent / "clueworld" / "assets")}
+
+# The parameters of our own checkpoint directories.
+PARAMS = "params"
+SETTINGS = "vo3.json"
+_SETTINGS = ("crop_policy", "prompt_pack", "mrope_time")
+
+
+def load(
+    path_or_name: epath.PathLike,
+    *,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    mesh: Mesh | None = None,
+    sharding: ShardingFn | None = None,
+    **options: Any,
+) -> Qwen2_5_VL:
+    """A model from a Hugging Face directory, a directory of `save_orbax`, or a name of `NAMES`.
+
+    Args:
+      path_or_name: a local directory, one on gs://, or a name.
+      dtype: of the computation; None: as the weights.
+      param_dtype: of the weights; None: `dtype`, or as stored.
+      mesh: devices to spread weights and attention over.
+      sharding: (dotted parameter path, shape) -> target sharding; default: see `hf_io.default_sharding`.
+      **options: fields of `Qwen2_5_VLConfig` that config.json does not hold (`mrope_time`, `remat`, `scan_unroll`).
+
+    Returns:
+      The model, with `.config`, `.tokenizer`, `.source`, `.crop_policy` and `.prompt_pack`. A file `vo3.json` in the
+      directory sets the last two and `mrope_time`; without it they are the evaluation's policy and the default pack.
+
+    Raises:
+      CheckpointError: what is wrong with the directory, and what to do.
+    """
+    directory = _directory(path_or_name)
+    settings = _settings(directory)
+    if settings.get("mrope_time") is not None:
+        options = {"mrope_time": settings["mrope_time"], **options}
+    config = hf_io.read_config(directory, **options)
+    reader = _load_orbax if (directory / PARAMS).exists() else hf_io.load
+    model = reader(
+        directory, config, dtype=dtype, param_dtype=param_dtype, mesh=mesh, sharding=sharding
+    )
+    model.assets.source = directory
+    model.assets.settings = settings
+    return model
+
+
+def save_orbax(model: Qwen2_5_VL, directory: epath.PathLike) -> None:
+    """Writes our own checkpoint: config.json, the companions of the source, and the parameters with Orbax.
+
+    Raises:
+      CheckpointError: parameters are already there.
+    """
+    import orbax.checkpoint as ocp  # a second of import that Hugging Face directories do not need
+
+    directory = epath.Path(directory)
+    if (directory / PARAMS).exists():
+        raise CheckpointError(f"{directory} already holds {PARAMS}; choose an empty directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    state = nnx.state(model, nnx.Param)
+    dtype = str(model.embed.table[...].dtype)
+    text = json.dumps(model.config.to_hf(dtype=dtype), indent=2) + "\n"
+    (directory / "config.json").write_text(text)
+    if model.source is not None:
+        hf_io.copy_companions(model.source, directory)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(_absolute(directory / PARAMS), state)
+
+
+def _load_orbax(
+    directory: epath.Path,
+    config: Any,
+    *,
+    dtype: Any,
+    param_dtype: Any,
+    mesh: Mesh | None,
+    sharding: ShardingFn | None,
+) -> Qwen2_5_VL:
+    import orbax.checkpoint as ocp
+
+    path = _absolute(directory / PARAMS)
+    with ocp.StandardCheckpointer() as checkpointer:
+        if param_dtype is None and dtype is None:
+            stored = checkpointer.metadata(path)
+            stored = getattr(stored, "item_metadata", stored)
+            leaves = [leaf.dtype for leaf in jax.tree.leaves(stored) if hasattr(leaf, "dtype")]
+            dtype = leaves[0] if leaves else jnp.float32
+        param_dtype = jnp.dtype(param_dtype or dtype)
+        graph, shapes = hf_io.abstract(
+            config,
+            dtype=jnp.dtype(dtype or param_dtype),
+            param_dtype=param_dtype,
+            mesh=None if mesh is None else AttentionMesh(mesh),
+        )
+        if sharding is None:
+            single = SingleDeviceSharding(jax.local_devices()[0])
+            sharding = (
+                hf_io.default_sharding(mesh) if mesh is not None else lambda path, shape: single
+            )
+        # Restored against the target's shardings: the stored ones belong to the machines that wrote them.
+        target = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(name, x.shape))
+            for name, x in shapes.items()
+        }
+        try:
+            state = checkpointer.restore(path, hf_io.unflatten(shapes, target))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"{path} does not hold the parameters that {directory / 'config.json'} describes: {error}"
+            ) from error
+    return nnx.merge(graph, state)
+
+
+def _directory(path_or_name: epath.PathLike) -> epath.Path:
+    name = str(path_or_name)
+    if name in NAMES:
+        directory = NAMES[name]
+        if not (directory / "config.json").exists():
+            raise CheckpointError(
+                f"the model {name!r} is not in this installation ({directory}); train it with `make clueworld`"
+            )
+        return directory
+    directory = epath.Path(path_or_name)
+    if not directory.exists():
+        raise CheckpointError(
+            f"{name} does not exist; give the directory of a checkpoint, or one of {sorted(NAMES)}"
+        )
+    return directory
+
+
+def _settings(directory: epath.Path) -> dict[str, Any]:
+    file = directory / SETTINGS
+    if not file.exists():
+        return {}
+    try:
+        settings = json.loads(file.read_text())
+        unknown = sorted(set(settings) - set(_SETTINGS))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} is no JSON object ({error}); correct or remove it"
+        ) from error
+    if unknown:
+        raise CheckpointError(f"{file} has unknown keys {unknown}; it may hold {list(_SETTINGS)}")
+    return settings
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    # Orbax refuses relative paths; resolve() would break gs:// ones.
+    return path if "://" in str(path) else epath.Path(pathlib.Path(path).absolute())
+
+
+def load_tokenizer(directory: epath.Path) -> Any:
+    """The transformers tokenizer of a checkpoint directory.
+
+    Raises:
+      CheckpointError: the directory holds none, or an unreadable one.
+    """
+    if not any(
+        (directory / n).exists() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    ):
+        raise CheckpointError(
+            f"{directory} has no tokenizer files; copy tokenizer.json and tokenizer_config.json of the original "
+            "checkpoint there"
+        )
+    from transformers import AutoTokenizer  # seconds of import that arithmetic does not need
+
+    try:
+        if "://" not in str(directory):
+            return AutoTokenizer.from_pretrained(str(directory))
+        with tempfile.TemporaryDirectory() as local:
+            for name in (*hf_io.COMPANIONS, "config.json"):
+                if (directory / name).exists():
+                    (epath.Path(local) / name).write_bytes((directory / name).read_bytes())
+            return AutoTokenizer.from_pretrained(local)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error

@@ -1,0 +1,58 @@
+"""What travels with a model besides weights: where it came from, its tokenizer, how it is shown videos and asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+
+
+class Assets:
+    """Companions of a model, loaded when first asked for. Compared by identity, so that a model's graph can be hashed.
+
+    Attributes:
+      source: directory the model came from, or None.
+      settings: contents of the directory's `vo3.json`.
+    """
+
+    def __init__(self, source: epath.Path | None = None, settings: dict[str, Any] | None = None):
+        self.source = source
+        self.settings = settings or {}
+        self._given: dict[str, Any] = {}
+
+    def set(self, name: str, value: Any) -> None:
+        """Puts `value` in place of what would be loaded."""
+        self._given[name] = value
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer of the source; None without a source."""
+        if "tokenizer" not in self._given and self.source is not None:
+            from vo3.models import loading  # it builds on the model
+
+            self._given["tokenizer"] = loading.load_tokenizer(self.source)
+        return self._given.get("tokenizer")
+
+    @property
+    def crop_policy(self) -> Any:
+        """How videos are sampled and resized for this model: the settings' policy, or the evaluation's."""
+        if "crop_policy" not in self._given:
+            from vo3.video import CropPolicy
+
+            stored = self.settings.get("crop_policy")
+            self._given["crop_policy"] = (
+                CropPolicy(recipe="eval") if stored is None else CropPolicy.from_json(stored)
+            )
+        return self._given["crop_policy"]
+
+    @property
+    def prompt_pack(self) -> Any:
+        """The prompt pack of this model: the settings', or the default. A file name is looked for in the source first."""
+        if "prompt_pack" not in self._given:
+            from vo3.chat.prompts import PromptPack
+
+            name = self.settings.get("prompt_pack") or "default"
+            file = None if self.source is None else self.source / name
+            found = file is not None and name.endswith((".yaml", ".yml")) and file.exists()
+            self._given["prompt_pack"] = PromptPack.load(file if found else name)
+        return self._given["prompt_pack"]
