@@ -14,7 +14,7 @@ PYTHON_312 := $(shell for p in python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1
   $$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 CPUS := $(shell nproc 2>/dev/null || echo 2)
 WORKERS ?= $(shell echo $$(( $(CPUS) < 8 ? $(CPUS) : 8 )))
-PIP := -m pip install --quiet --disable-pip-version-check
+PIP := -m pip install -qq --disable-pip-version-check
 APT_PACKAGES := opencv-doc gnome-user-docs ffmpeg shellcheck
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
