@@ -1,8 +1,8 @@
 """Trains the embedded model, stage by stage; `make clueworld` runs them all.
 
-    python -m vo3.clueworld.pretrain --workdir=out/clueworld/vision
-    python -m vo3.train.sft --config=configs/clueworld.py:stage1 --workdir=out/clueworld/stage1
-    python -m vo3.train.sft --config=configs/clueworld.py:stage2 --workdir=out/clueworld/stage2
+python -m vo3.clueworld.pretrain --workdir=out/clueworld/vision
+python -m vo3.train.sft --config=configs/clueworld.py:stage1 --workdir=out/clueworld/stage1
+python -m vo3.train.sft --config=configs/clueworld.py:stage2 --workdir=out/clueworld/stage2
 """
 
 import ml_collections
@@ -25,13 +25,22 @@ def get_config(stage: str = "stage1") -> ml_collections.ConfigDict:
     config.rate = 0.02
     config.adam_rate = 3e-3
     config.data = ml_collections.ConfigDict(
-        {"seed": 1, "worlds": 16, "patches": 8, "length": 400, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0}
+        {
+            "seed": 1,
+            "worlds": 16,
+            "patches": 8,
+            "length": 400,
+            "options_share": 0.6,
+            "noise": 5.0,
+            "emphasis": 4.0,
+        }
     )
     if stage == "stage1":
-        config.steps = 1200
+        config.steps = 500
+        config.schedule = "constant"
         config.init_vision = "out/clueworld/vision/vision.npz"
     elif stage == "stage2":
-        config.steps = 1500
+        config.steps = 1200
         config.init_from = "out/clueworld/stage1"
         config.data.update({"seed": 2, "patches": 32, "length": 560})
     else:

@@ -1,0 +1,1 @@
+"""ClueWorld: the embedded synthetic world, its questions, and the model trained on it."""

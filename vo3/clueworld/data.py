@@ -15,8 +15,8 @@ from vo3.clueworld import tasks
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy, cut_overview, noisy, observe, render
 from vo3.clueworld.world import COLORS, HELD_OUT, World, make_world
-from vo3.trajectory import Observation, Trajectory
 from vo3.train.batch import Batch, Example, pack_rows
+from vo3.trajectory import Observation, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,9 @@ class Stream:
             rows, length=config.length, overviews=np.stack(overviews), clips=np.stack(clips)
         )
 
-    def _overview(self, world: World, rng: np.random.Generator) -> tuple[World, Observation, np.ndarray]:
+    def _overview(
+        self, world: World, rng: np.random.Generator
+    ) -> tuple[World, Observation, np.ndarray]:
         """The overview, cut to `patches` around some card, and the world with only the cards that are seen in it."""
         full = observe(world, 0, policy=self.policy)
         count = self.config.patches
@@ -81,10 +83,10 @@ class Stream:
             first = int(np.clip(at - rng.integers(0, count), 0, full.grid[0] - count))
             full = cut_overview(full, first, count)
             times = np.asarray(full.times)
-            seen = tuple(
-                c for c in world.cards if ((times >= c.start) & (times < c.end)).any()
-            )
-            if not seen:  # the card stood on the border; take the patches from its own first frame on
+            seen = tuple(c for c in world.cards if ((times >= c.start) & (times < c.end)).any())
+            if (
+                not seen
+            ):  # the card stood on the border; take the patches from its own first frame on
                 return self._overview(world, rng)
             world = dataclasses.replace(world, cards=seen)
         return world, full, noisy(render(world, full, scale=2), rng, self.config.noise)
@@ -92,9 +94,7 @@ class Stream:
     def _trajectory(self, world: World, kind: str, overview: Observation, rng) -> Trajectory:
         question = tasks.KINDS[kind](world, rng)
         options = bool(rng.random() < self.config.options_share)
-        task = tasks.make_task(
-            world, question, video="-", task_id="-", rng=rng, options=options
-        )
+        task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
         return tasks.make_trajectory(
             world, question, task, pack=self.pack, policy=self.policy, overview=overview
         )

@@ -1,6 +1,6 @@
 """Stage 0 of the embedded model: the vision tower alone, with throw-away linear heads on merged tokens.
 
-    python -m vo3.clueworld.pretrain --workdir=DIR [--steps=1500]
+    python -m vo3.clueworld.pretrain --workdir=DIR [--steps=600]
 
 The heads read the clock and the card's colour from overview tokens, and colour and digit from clip tokens. A further head, behind a stopped gradient, tries the digit
 from overview tokens: it shows how much of the fine evidence a coarse view gives away.
@@ -64,7 +64,10 @@ class VisionStream:
         self.policy = crop_policy()
 
     def batch(self, step: int) -> VisionBatch:
-        parts = [self._world(np.random.default_rng([self.seed, step, i])) for i in range(self.worlds)]
+        """The patches of a step."""
+        parts = [
+            self._world(np.random.default_rng([self.seed, step, i])) for i in range(self.worlds)
+        ]
         stack = [np.concatenate([p[f] for p in parts]) for f in range(7)]
         return VisionBatch(*stack)
 
@@ -78,9 +81,7 @@ class VisionStream:
         cards = [[world.card_at(t) for t in times[i]] for i in picks]
         clock = [[_clock_digits(t) for t in times[i]] for i in picks]
         card = world.cards[rng.integers(len(world.cards))]
-        clip = observe(
-            world, 1, policy=self.policy, window=(card.start, card.end), strategy="fine"
-        )
+        clip = observe(world, 1, policy=self.policy, window=(card.start, card.end), strategy="fine")
         pair = np.sort(rng.uniform(card.start - 1, card.end + 1, 2))
         pair = np.clip(np.floor(pair * 4) / 4, 0, world.duration - 1)
         fine = self._draw(world, clip, pair, 1, rng)[None]
@@ -125,7 +126,11 @@ class Probe(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs):
         config = model_config()
         self.tower = VisionTower(
-            config.vision, rngs=rngs, dtype=jnp.float32, param_dtype=jnp.float32, unroll=config.scan_unroll
+            config.vision,
+            rngs=rngs,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            unroll=config.scan_unroll,
         )
         head = functools.partial(nnx.Linear, config.vision.out_hidden_size, rngs=rngs)
         self.clock, self.color, self.leak = head(8 * 11), head(2 * 9), head(2 * 11)
@@ -179,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     """Trains and writes `vision.npz` (the tower's leaves, in tree order) and `vision_log.jsonl`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.02)
     args = parser.parse_args(argv)

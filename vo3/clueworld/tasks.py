@@ -104,7 +104,13 @@ OVERVIEW_KINDS = ("count", "first", "last", "exists")
 
 
 def make_task(
-    world: World, question: Question, *, video: str, task_id: str, rng: np.random.Generator, options: bool
+    world: World,
+    question: Question,
+    *,
+    video: str,
+    task_id: str,
+    rng: np.random.Generator,
+    options: bool,
 ) -> Task:
     """The question as a `Task`, open or with up to four shuffled options."""
     lettered = None
@@ -148,7 +154,9 @@ def make_trajectory(
         sight = next(s for s in seen if s.card == question.card)
         call = Call(float(sight.start), float(sight.end), "fine")
         look = f"{think} look at {question.card.color}:{sight.start}-{sight.end}."
-        turns.append(Turn("call", f"<think>{look}</think>\n{format_call(call, decimals=0)}", call=call))
+        turns.append(
+            Turn("call", f"<think>{look}</think>\n{format_call(call, decimals=0)}", call=call)
+        )
         clip = observe(
             world, 1, policy=policy, window=(call.start, call.end), strategy=call.strategy
         )

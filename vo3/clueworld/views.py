@@ -64,7 +64,7 @@ def observe(
 
 def cut_overview(overview: Observation, first: int, count: int) -> Observation:
     """`count` temporal patches of an overview from `first` on, as an observation of its own."""
-    t, h, w = overview.grid
+    _, h, w = overview.grid
     frames = slice(2 * first, 2 * (first + count))
     return dataclasses.replace(
         overview,

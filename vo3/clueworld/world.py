@@ -133,7 +133,9 @@ def _make_cards(rng: np.random.Generator, duration: int) -> tuple[Card, ...]:
     colors = rng.permutation(list(COLORS))[:count]
     cells = rng.integers(0, 3, (count, 2))
     return tuple(
-        Card(str(color), int(rng.integers(0, 10)), int(start), int(start + length), (int(x), int(y)))
+        Card(
+            str(color), int(rng.integers(0, 10)), int(start), int(start + length), (int(x), int(y))
+        )
         for color, start, length, (x, y) in zip(colors, starts, lengths, cells, strict=True)
     )
 
@@ -181,7 +183,10 @@ def _background(world: World, scene: int, scale: int) -> np.ndarray:
     ys = np.linspace(0, 3.999, HEIGHT // scale, dtype=np.float32)
     xs = np.linspace(0, 7.999, WIDTH // scale, dtype=np.float32)
     y0, x0 = ys.astype(int), xs.astype(int)
-    fy, fx = (ys - y0).astype(np.float32)[:, None, None], (xs - x0).astype(np.float32)[None, :, None]
+    fy, fx = (
+        (ys - y0).astype(np.float32)[:, None, None],
+        (xs - x0).astype(np.float32)[None, :, None],
+    )
     rows = coarse[y0] * (1 - fy) + coarse[y0 + 1] * fy
     field = rows[:, x0] * (1 - fx) + rows[:, x0 + 1] * fx
     y, x = rng.integers(0, 128, 2)

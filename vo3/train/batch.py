@@ -88,7 +88,9 @@ def _tokens(frames: np.ndarray) -> int:
     return (t // 2) * (h // 28) * (w // 28)
 
 
-def _rows(example: Example, per_video: dict[str, int], base: dict[str, int]) -> Int[np.ndarray, "L"]:
+def _rows(
+    example: Example, per_video: dict[str, int], base: dict[str, int]
+) -> Int[np.ndarray, "L"]:
     """Feature rows of a trajectory's video tokens, in order of appearance, as rows of the batch's features."""
     local = example.encoded.feature_index
     flat = np.concatenate(

@@ -38,7 +38,12 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def make_optimizer(
-    name: str, rate: optax.Schedule, *, adam_rate: optax.Schedule | None = None, weight_decay: float = 0.0, clip: float = 1.0
+    name: str,
+    rate: optax.Schedule,
+    *,
+    adam_rate: optax.Schedule | None = None,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
 ) -> optax.GradientTransformation:
     """`adamw`, or `muon` for matrices with AdamW for the rest, behind clipping by the global norm.
 

@@ -34,7 +34,9 @@ from vo3.train.optim import make_optimizer, schedule
 from vo3.train.pixels import patchify_traced
 from vo3.train.prefetch import prefetch
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Training configuration.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Training configuration.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and logs go here.")
 
 
@@ -55,7 +57,9 @@ def features_of(model: Qwen2_5_VL, frames: jax.Array) -> jax.Array:
 
 def loss_fn(model: Qwen2_5_VL, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Weighted cross-entropy and accuracy of the batch."""
-    features = jnp.concatenate([features_of(model, batch.overviews), features_of(model, batch.clips)])
+    features = jnp.concatenate(
+        [features_of(model, batch.overviews), features_of(model, batch.clips)]
+    )
     out = model(
         batch.ids,
         batch.positions,
@@ -90,16 +94,8 @@ def make_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
 
 def initial_params(model: Qwen2_5_VL, config: ml_collections.ConfigDict) -> nnx.State:
     """Where parameters come from, the first that applies: 1. `config.init_from`, 2. `config.init_vision`, 3. random."""
-    params = nnx.state(model, nnx.Param)
     if config.init_from:
-        with ocp.CheckpointManager(epath.Path(config.init_from).absolute() / "checkpoints") as manager:
-            step = manager.latest_step()
-            if step is None:
-                raise FileNotFoundError(f"no checkpoint in {config.init_from}; train that stage first")
-            kept = manager.restore(
-                step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
-            )
-        return kept["params"]
+        return latest_params(model, config.init_from)
     if config.init_vision:
         with epath.Path(config.init_vision).open("rb") as file:
             arrays = np.load(file)
@@ -107,6 +103,21 @@ def initial_params(model: Qwen2_5_VL, config: ml_collections.ConfigDict) -> nnx.
         tower = jax.tree.structure(nnx.state(model.vision, nnx.Param))
         nnx.update(model.vision, jax.tree.unflatten(tower, leaves))
     return nnx.state(model, nnx.Param)
+
+
+def latest_params(model: Qwen2_5_VL, workdir: epath.PathLike) -> nnx.State:
+    """The parameters of the newest checkpoint of a run.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint.
+    """
+    params = nnx.state(model, nnx.Param)
+    with ocp.CheckpointManager((epath.Path(workdir) / "checkpoints").absolute()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {workdir}; train that stage first")
+        target = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
+        return manager.restore(step, args=target)["params"]
 
 
 def _abstract(tree: Any) -> Any:
@@ -122,9 +133,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> nnx.Sta
     model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(config.seed))
     params = initial_params(model, config)
     graph = nnx.graphdef(model)
-    rate = functools.partial(
-        schedule, config.schedule, steps=config.steps, warmup=config.warmup
-    )
+    rate = functools.partial(schedule, config.schedule, steps=config.steps, warmup=config.warmup)
     optimizer = make_optimizer(
         config.optimizer,
         rate(config.rate),
@@ -186,6 +195,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> nnx.Sta
 
 
 def main(_) -> None:
+    """Entry point of `python -m vo3.train.sft`."""
     train(_CONFIG.value, _WORKDIR.value)
 
 

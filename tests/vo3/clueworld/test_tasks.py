@@ -1,0 +1,91 @@
+"""Questions, their truth, and the tokenizer that must hold every word of them."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vo3.chat import PromptPack, encode, parse_turn
+from vo3.clueworld import tasks
+from vo3.clueworld.data import DataConfig, make_stream
+from vo3.clueworld.tokenizer import build_tokenizer
+from vo3.clueworld.views import crop_policy
+from vo3.clueworld.world import make_world
+from vo3.trajectory import Trajectory
+
+PACK = PromptPack.load("clueworld")
+TOKENIZER = build_tokenizer()
+
+
+def example(seed: int, kind: str, options: bool) -> tuple:
+    world, rng = make_world(seed), np.random.default_rng(seed)
+    question = tasks.KINDS[kind](world, rng)
+    task = tasks.make_task(world, question, video="w.mp4", task_id="t", rng=rng, options=options)
+    return (
+        world,
+        question,
+        tasks.make_trajectory(world, question, task, pack=PACK, policy=crop_policy()),
+    )
+
+
+@given(st.integers(0, 2**40), st.sampled_from(list(tasks.KINDS)), st.booleans())
+def test_ground_truth_is_sound(seed, kind, options):
+    world, question, trajectory = example(seed, kind, options)
+    assert Trajectory.loads(trajectory.dumps()) == trajectory
+    for turn in trajectory.turns:
+        if turn.role == "assistant":
+            parsed = parse_turn(turn.text, world.duration)
+            assert (parsed.kind, parsed.call, parsed.answer) == (turn.kind, turn.call, turn.answer)
+    assert len(trajectory.calls) == (1 if kind == "digit" else 0)
+    given_answer = trajectory.answer
+    if options:
+        assert 2 <= len(trajectory.task.options) <= 4
+        given_answer = trajectory.task.options[given_answer]
+    assert given_answer == question.answer
+    encoded = encode(trajectory.turns, TOKENIZER)
+    assert (encoded.ids != TOKENIZER.unk_token_id).all()
+    text = TOKENIZER.decode(encoded.ids[encoded.feature_index < 0])
+    for turn in trajectory.turns:
+        assert re.sub("<video>", "<|vision_start|><|vision_end|>", turn.text) in text
+
+
+def test_answers_by_hand():
+    world = make_world(3)  # orange 1, yellow 2, purple 0, white 2
+    assert [(c.color, c.digit) for c in world.cards] == [
+        ("orange", 1),
+        ("yellow", 2),
+        ("purple", 0),
+        ("white", 2),
+    ]
+    rng = np.random.default_rng(0)
+    assert tasks.KINDS["count"](world, rng).answer == "4"
+    assert tasks.KINDS["first"](world, rng).answer == "orange"
+    assert tasks.KINDS["last"](world, rng).answer == "white"
+    assert tasks.digit_question(world.card("purple")).answer == "0"
+
+
+def test_words_outside_the_vocabulary_are_unknown_and_do_not_become_controls():
+    ids = TOKENIZER("zebra <|im_end|>", split_special_tokens=True, add_special_tokens=False)
+    assert TOKENIZER.convert_tokens_to_ids("<|im_end|>") not in ids["input_ids"]
+    assert TOKENIZER.unk_token_id in ids["input_ids"]
+
+
+@pytest.mark.parametrize("patches", [8, 32])
+def test_a_batch_is_a_function_of_seed_and_step(patches):
+    config = DataConfig(worlds=2, patches=patches, length=560)
+    one, two = make_stream(config).batch(5), make_stream(config).batch(5)
+    other = make_stream(config).batch(6)
+    for a, b in zip(vars(one).values(), vars(two).values(), strict=True):
+        if isinstance(a, np.ndarray):
+            np.testing.assert_array_equal(a, b)
+    assert (one.overviews != other.overviews).any()
+    shown = (one.feature_index >= 0).sum(1)
+    assert (shown == 2 * 2 * patches + 36).all()  # two overviews and a clip in a row
+    assert one.feature_index.max() == 2 * 2 * patches + 2 * 36 - 1
+
+
+def test_rows_that_are_too_short_are_refused():
+    with pytest.raises(ValueError, match="raise the row length"):
+        make_stream(DataConfig(worlds=1, length=128)).batch(0)

@@ -1,0 +1,101 @@
+"""The synthetic world: what holds for every seed, and that files show what was drawn."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vo3.clueworld.film import write_video
+from vo3.clueworld.views import crop_policy, cut_overview, observe, render, sightings
+from vo3.clueworld.world import COLORS, HELD_OUT, MAX_DURATION, MIN_DURATION, Renderer, make_world
+from vo3.video import VideoCrop
+
+seeds = st.integers(0, 2**40)
+
+
+@given(seeds)
+def test_every_world_keeps_its_promises(seed):
+    world = make_world(seed)
+    assert world == make_world(seed)
+    assert MIN_DURATION <= world.duration <= MAX_DURATION
+    assert 3 <= len(world.cards) <= 5
+    assert len({c.color for c in world.cards}) == len(world.cards)
+    previous = 0
+    for card in world.cards:
+        assert previous < card.start < card.end <= world.duration
+        assert 0.019 <= (card.end - card.start) / world.duration <= 0.03 + 1 / world.duration
+        assert card.color in COLORS
+        previous = card.end
+
+
+@given(seeds)
+def test_the_overview_shows_every_card_and_the_call_hits_it(seed):
+    world = make_world(seed)
+    overview = observe(world, 0, policy=crop_policy())
+    assert (overview.tokens, overview.grid) == (64, (32, 2, 4))
+    seen = sightings(world, overview)
+    assert [s.card for s in seen] == list(world.cards)
+    for s in seen:
+        assert min(s.end, s.card.end) > max(s.start, s.card.start)
+        clip = observe(world, 1, policy=crop_policy(), window=(s.start, s.end), strategy="fine")
+        assert (clip.tokens, clip.height, clip.width) == (36, 84, 168)
+        assert any(s.card.start <= t < s.card.end for t in clip.times)
+
+
+def test_the_clock_is_the_only_thing_that_changes_with_the_second():
+    world = dataclasses.replace(make_world(5), cards=(), distractors=(), cuts=(0,))
+    a, b = (Renderer(world).frame(t).astype(int) for t in (1000.0, 1001.0))
+    changed = np.argwhere((a != b).any(-1))
+    assert len(changed) and (changed[:, 0] < 60).all() and (changed[:, 1] >= 126).all()
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_an_mp4_shows_what_was_drawn(tmp_path, seed):
+    world = make_world(seed, duration=150)
+    video = VideoCrop(str(write_video(world, tmp_path / "w.mp4")), crop_policy())
+    assert video.duration == pytest.approx(world.duration)
+    card = world.cards[0]
+    shown = {
+        0: (video.overview(), observe(world, 0, policy=crop_policy())),
+        1: (
+            video.crop(card.start, card.end, "fine"),
+            observe(world, 1, policy=crop_policy(), window=(card.start, card.end), strategy="fine"),
+        ),
+    }
+    for index, (clip, planned) in shown.items():
+        assert clip.observation(index, planned.strategy) == planned
+        drawn = render(world, planned, scale=2 if index == 0 else 1).astype(int)
+        assert np.abs(drawn - clip.frames).mean() < 4  # what h264 costs
+        if index == 0:  # training draws overviews at half size: no more than a codec's difference
+            native = render(world, planned, scale=1).astype(int)
+            assert np.abs(drawn - native).mean() < 2
+
+
+def test_cut_overview_is_a_part_of_it():
+    overview = observe(make_world(1), 0, policy=crop_policy())
+    part = cut_overview(overview, 3, 8)
+    assert part.times == overview.times[6:22]
+    assert (part.grid, part.tokens) == ((8, 2, 4), 16)
+
+
+def test_a_world_is_not_shorter_than_two_minutes():
+    with pytest.raises(ValueError, match="at least 120 s"):
+        make_world(0, duration=30)
+
+
+def test_training_never_draws_a_held_out_seed(monkeypatch):
+    from vo3.clueworld import data, pretrain
+
+    drawn = []
+
+    def spy(seed, **kwargs):
+        drawn.append(seed)
+        return make_world(seed, **kwargs)
+
+    monkeypatch.setattr(data, "make_world", spy)
+    monkeypatch.setattr(pretrain, "make_world", spy)
+    data.make_stream(data.DataConfig(worlds=2, length=560)).batch(0)
+    pretrain.VisionStream(worlds=2).batch(0)
+    assert len(drawn) == 4 and min(drawn) >= HELD_OUT

@@ -1,0 +1,94 @@
+"""The recipe of the embedded model, from nothing to a checkpoint that `vo3.models.load` reads.
+
+    python -m vo3.clueworld.recipe --workdir=out/clueworld
+
+Stage 0 trains the vision tower alone, stage 1 on short overviews, stage 2 on whole ones; then the result is written as safetensors with its config,
+tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+from etils import epath
+from flax import nnx
+
+from vo3.clueworld.config import model_config
+from vo3.clueworld.tokenizer import build_tokenizer
+from vo3.clueworld.views import crop_policy
+
+STAGES = ("vision", "stage1", "stage2")
+
+
+def commands(workdir: epath.Path) -> dict[str, list[str]]:
+    """The command of each stage, in order."""
+    sft = [sys.executable, "-m", "vo3.train.sft"]
+    return {
+        "vision": [
+            sys.executable,
+            "-m",
+            "vo3.clueworld.pretrain",
+            f"--workdir={workdir / 'vision'}",
+        ],
+        "stage1": [
+            *sft,
+            "--config=configs/clueworld.py:stage1",
+            f"--workdir={workdir / 'stage1'}",
+            f"--config.init_vision={workdir / 'vision' / 'vision.npz'}",
+        ],
+        "stage2": [
+            *sft,
+            "--config=configs/clueworld.py:stage2",
+            f"--workdir={workdir / 'stage2'}",
+            f"--config.init_from={workdir / 'stage1'}",
+        ],
+    }
+
+
+def export(workdir: epath.Path, target: epath.Path) -> None:
+    """Writes the newest checkpoint of stage 2 as a Hugging Face directory with `vo3.json` and the training log."""
+    from vo3.models import hf_io
+    from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
+    from vo3.train.sft import latest_params
+
+    model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(0))
+    nnx.update(model, latest_params(model, workdir / "stage2"))
+    target.mkdir(parents=True, exist_ok=True)
+    build_tokenizer().save_pretrained(os.fspath(target))
+    hf_io.save(model, target)
+    extras = {"crop_policy": crop_policy().to_json(), "prompt_pack": "clueworld"}
+    (target / "vo3.json").write_text(json.dumps(extras, indent=1) + "\n")
+    rows = [(workdir / "vision" / "vision_log.jsonl").read_text().splitlines()]
+    rows += [(workdir / stage / "log.jsonl").read_text().splitlines() for stage in STAGES[1:]]
+    with (target / "training_log.jsonl").open("w") as log:
+        for stage, lines in zip(STAGES, rows, strict=True):
+            for line in lines:
+                log.write(json.dumps({"stage": stage, **json.loads(line)}) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the stages that are not done, then exports."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument(
+        "--export-only", action="store_true", help="write the checkpoint of a finished run"
+    )
+    args = parser.parse_args(argv)
+    workdir = epath.Path(args.workdir).absolute()
+    if not args.export_only:
+        for stage, command in commands(workdir).items():
+            if stage == "vision" and (workdir / "vision" / "vision.npz").exists():
+                continue
+            subprocess.run(command, check=True)
+    export(workdir, workdir / "export")
+    print(
+        f"wrote {workdir / 'export'}; ask it with: vo3 ask VIDEO QUESTION --checkpoint {workdir / 'export'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
