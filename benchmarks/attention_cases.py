@@ -1,0 +1,79 @@
+"""Named attention problems that the benchmarks and the compilation tests share: each returns (fn, abstract arguments)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import schedule
+from pallas_kernels.splash import common, forward as splash_forward
+from pallas_kernels.visibility import Visibility
+
+# The decoder of Qwen2.5-VL-7B: 28 query heads, 4 kv heads, head dim 128. Its vision tower: 16 heads, head dim 80.
+Q_HEADS, KV_HEADS, HEAD_DIM = 28, 4, 128
+
+
+def _abstract(length, q_heads, kv_heads, head_dim, dtype=jnp.bfloat16):
+    q = jax.ShapeDtypeStruct((1, q_heads, length, head_dim), dtype)
+    k = jax.ShapeDtypeStruct((1, kv_heads, length, head_dim), dtype)
+    vis = Visibility(*[jax.ShapeDtypeStruct((1, length), jnp.int32)] * 5)
+    return q, k, k, vis
+
+
+def forward(
+    *, block_q=512, block_kv=512, length=4096, q_heads=Q_HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
+    causal=1, unroll=0, step_heads=1, vmem=None,
+):
+    """Our forward kernel with its schedule."""
+    static = common.Static(head_dim**-0.5, step_heads, bool(unroll), vmem, False)
+    q, k, v, vis = _abstract(length, q_heads, kv_heads, head_dim)
+
+    def fn(q, k, v, vis):
+        plan = schedule.make_plan(
+            vis, vis, block_q=block_q, block_kv=block_kv, causal=bool(causal)
+        )
+        grouped = q.reshape(1, kv_heads, q_heads // kv_heads, length, head_dim)
+        fields = common.pack_q(vis, 1, 0), common.pack_kv(vis, 1, 0)
+        return splash_forward.forward(grouped, k, v, *fields, plan, static)
+
+    return fn, (q, k, v, vis)
+
+
+def _jax_splash(block_q, block_kv, block_kv_compute, length, q_heads, backward):
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernel,
+        splash_attention_mask as mask,
+    )
+
+    sizes = {"block_q": block_q, "block_kv": block_kv, "block_kv_compute": block_kv_compute or block_kv}
+    if backward:
+        sizes |= {
+            "block_q_dkv": block_q,
+            "block_kv_dkv": block_kv,
+            "block_kv_dkv_compute": block_kv_compute or block_kv,
+            "block_q_dq": block_q,
+            "block_kv_dq": block_kv,
+        }
+    attend = kernel.make_splash_mha_single_device(
+        mask.MultiHeadMask([mask.CausalMask((length, length))] * q_heads),
+        block_sizes=kernel.BlockSizes(**sizes),
+    )
+    x = jax.ShapeDtypeStruct((q_heads, length, HEAD_DIM), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((length,), jnp.int32)
+    run = lambda q, k, v, s: attend(q, k, v, kernel.SegmentIds(s, s))
+    return run, (x, x, x, segments)
+
+
+def jax_splash_forward(*, block_q=512, block_kv=512, block_kv_compute=None, length=4096, q_heads=8):
+    """JAX's splash attention, causal mask and segment ids."""
+    return _jax_splash(block_q, block_kv, block_kv_compute, length, q_heads, False)
+
+
+def jax_splash_backward(*, block_q=512, block_kv=512, block_kv_compute=None, length=4096, q_heads=8):
+    """The gradients of JAX's splash attention: kernels dq and dkv (and forward)."""
+    run, args = _jax_splash(block_q, block_kv, block_kv_compute, length, q_heads, True)
+
+    def loss(q, k, v, s):
+        return run(q, k, v, s).astype(jnp.float32).sum()
+
+    return jax.grad(loss, argnums=(0, 1, 2)), args
