@@ -1,0 +1,82 @@
+"""The static shapes that programs are compiled for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from vo3.rollout.errors import BucketError
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Padded sizes, each table in rising order.
+
+    Attributes:
+      tokens: new tokens of one prefill call; longer prompts are prefilled in several.
+      patches: patches of one call of the vision tower. Temporal patches do not see each other there, so a long video is
+        encoded in several calls; the largest bucket must hold one temporal patch.
+      capacity: slots of the key-value cache.
+    """
+
+    tokens: tuple[int, ...] = (32, 128, 512, 2048)
+    patches: tuple[int, ...] = (256, 1024, 4096, 16384)
+    capacity: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            sizes = getattr(self, field.name)
+            if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"Buckets.{field.name} must rise from at least 1, got {sizes}")
+        if any(size % 4 for size in self.patches):
+            raise ValueError(f"Buckets.patches must be multiples of 4, got {self.patches}")
+
+    def limit(self, max_length: int) -> Buckets:
+        """The table with capacities up to `max_length`, which is the largest of them."""
+        smaller = tuple(size for size in self.capacity if size < max_length)
+        return dataclasses.replace(self, capacity=(*smaller, max_length))
+
+    def split(self, tokens: int) -> tuple[int, ...]:
+        """Buckets that hold `tokens` new tokens, the padding at the end of the last one."""
+        return _split(tokens, self.tokens)
+
+
+def smallest(size: int, table: tuple[int, ...], *, what: str) -> int:
+    """The smallest bucket of `table` that holds `size`.
+
+    Raises:
+      BucketError: none does.
+    """
+    for bucket in table:
+        if size <= bucket:
+            return bucket
+    raise BucketError(
+        f"{what}: {size} is more than the largest bucket, {table[-1]}; add a bucket that holds it"
+    )
+
+
+# What a call costs beside its tokens, in tokens: below this much padding one larger call beats two smaller ones.
+_CALL = 48
+
+
+@functools.lru_cache(maxsize=65536)
+def _cost(tokens: int, table: tuple[int, ...]) -> tuple[int, int]:
+    """(cost, first bucket) of the cheapest split of at most `table[-1]` tokens."""
+    options = []
+    for bucket in table:
+        if bucket >= tokens:
+            options.append((bucket + _CALL, -bucket))
+            break
+        rest = _cost(tokens - bucket, table)[0]
+        options.append((bucket + _CALL + rest, -bucket))
+    cost, bucket = min(options)
+    return cost, -bucket
+
+
+def _split(tokens: int, table: tuple[int, ...]) -> tuple[int, ...]:
+    parts = []
+    while tokens > 0:
+        bucket = table[-1] if tokens >= table[-1] else _cost(tokens, table)[1]
+        parts.append(bucket)
+        tokens -= bucket
+    return tuple(parts)

@@ -1,0 +1,177 @@
+"""The device's part of a rollout: a few jitted programs with static shapes, and a count of their compilations.
+
+Every size that a program sees comes from `Buckets`, so their number is bounded by its tables:
+
+    encode   one per patch bucket                 patches -> features
+    place    patch buckets x token buckets        features -> rows aligned with the tokens of a prefill call
+    prefill  token buckets x capacities           new tokens appended to the cache -> logits of the last
+    start    one per sampling method              logits -> first token of a turn
+    decode   capacities x sampling methods        one token appended, the next drawn
+    resize   pairs of capacities                  a copy of the cache with as many slots or more
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.visibility import Visibility
+from vo3.models.qwen2_5_vl.cache import KVCache
+from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
+from vo3.models.qwen2_5_vl.vision import VisionInputs
+from vo3.rollout.sampler import Drawn, Knobs, Method, draw
+
+
+class Programs:
+    """Jitted functions of one model.
+
+    The parameters are arguments, not constants: `update` swaps them without compiling anything. The cache that is handed to `prefill` and
+    `decode` is donated; `resize` leaves its argument alone, so a snapshot is what was resized and not handed on.
+
+    Attributes:
+      compiled: how often each program was compiled for which sizes.
+    """
+
+    def __init__(self, model: Qwen2_5_VL):
+        self.config = model.config
+        self.dtype = model.dtype
+        self.compiled: collections.Counter[tuple] = collections.Counter()
+        self._graph, state = nnx.split(model)
+        self._weights, self._tree = jax.tree.flatten(state)
+        self._encode = jax.jit(self._encode_body)
+        self._place = jax.jit(self._place_body)
+        self._prefill = jax.jit(self._prefill_body, donate_argnames=("cache",))
+        self._start = jax.jit(self._start_body, static_argnames=("method",))
+        self._decode = jax.jit(
+            self._decode_body, static_argnames=("method",), donate_argnames=("cache",)
+        )
+        self._resize = jax.jit(self._resize_body, static_argnames=("capacity",))
+        self._zeros = functools.cache(
+            lambda tokens: jnp.zeros((tokens, self.config.text.hidden_size), self.dtype)
+        )
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self.compiled.total()
+
+    def update(self, model: Qwen2_5_VL) -> None:
+        """Uses the parameters of `model`, of the same architecture, from now on."""
+        _, state = nnx.split(model)
+        weights, tree = jax.tree.flatten(state)
+        if tree != self._tree or [x.shape for x in weights] != [x.shape for x in self._weights]:
+            raise ValueError("the new parameters are of another architecture; make a new engine")
+        self._weights = weights
+
+    def encode(
+        self, patches: Float[np.ndarray, "P C"], inputs: VisionInputs
+    ) -> Float[Array, "M D"]:
+        """Vision features of a padded row of patches."""
+        return self._encode(self._weights, patches, inputs)
+
+    def place(
+        self, rows: Float[Array, "L D"], features: Float[Array, "M D"], index: Int[np.ndarray, "L"]
+    ) -> Float[Array, "L D"]:
+        """`rows` with features where `index` is not -1."""
+        return self._place(rows, features, index)
+
+    def blank(self, tokens: int) -> Float[Array, "L D"]:
+        """Rows without features, to place them in."""
+        return self._zeros(tokens)
+
+    def prefill(
+        self,
+        cache: KVCache,
+        ids: Int[np.ndarray, "B L"],
+        positions: Int[np.ndarray, "3 B L"],
+        valid: Int[np.ndarray, "B"],
+        rows: Float[Array, "L D"],
+        index: Int[np.ndarray, "B L"],
+    ) -> tuple[KVCache, Float[Array, "B V"]]:
+        """Appends the first `valid` tokens of each row; logits of the last of them. `cache` is donated."""
+        return self._prefill(self._weights, cache, ids, positions, valid, rows, index)
+
+    def start(
+        self, logits: Float[Array, "B V"], drawn: Drawn, knobs: Knobs, *, method: Method
+    ) -> Drawn:
+        """Draws the first token of a turn; token and logprob of `drawn` are not read."""
+        return self._start(logits, drawn, knobs, method=method)
+
+    def decode(
+        self, cache: KVCache, drawn: Drawn, knobs: Knobs, *, method: Method
+    ) -> tuple[KVCache, Drawn]:
+        """Appends `drawn.token` to the cache (donated) and draws the next."""
+        return self._decode(self._weights, cache, drawn, knobs, method=method)
+
+    def empty(self, batch: int, capacity: int) -> KVCache:
+        """An unwritten cache."""
+        return KVCache.empty(self.config.text, batch, capacity, dtype=self.dtype)
+
+    def resize(self, cache: KVCache, capacity: int) -> KVCache:
+        """A copy of `cache` with `capacity` slots, no fewer than it has."""
+        return self._resize(cache, capacity=capacity)
+
+    # Bodies. Each notes its compilation: the Python code below runs once per compiled program.
+
+    def _note(self, *key) -> None:
+        self.compiled[key] += 1
+
+    def _model(self, weights: Sequence[Array]) -> Qwen2_5_VL:
+        return nnx.merge(self._graph, jax.tree.unflatten(self._tree, weights))
+
+    def _encode_body(self, weights, patches, inputs):
+        self._note("encode", patches.shape[0])
+        return self._model(weights).encode_vision(patches, inputs)
+
+    def _place_body(self, rows, features, index):
+        self._note("place", features.shape[0], rows.shape[0])
+        shown = features.at[jnp.maximum(index, 0)].get(mode="clip").astype(rows.dtype)
+        return jnp.where((index >= 0)[:, None], shown, rows)
+
+    def _prefill_body(self, weights, cache, ids, positions, valid, rows, index):
+        batch, tokens = ids.shape
+        self._note("prefill", batch, tokens, cache.capacity)
+        step = jnp.arange(tokens, dtype=jnp.int32)[None]
+        seen = _document(cache.length[:, None] + step, step < valid[:, None])
+        model = self._model(weights)
+        out = model(
+            ids, positions, seen, features=rows, feature_index=index, cache=cache, logits="last"
+        )
+        return out.cache, out.logits
+
+    def _start_body(self, logits, drawn, knobs, *, method):
+        self._note("start", logits.shape[0], method)
+        token, logprob = draw(logits, drawn.seed, drawn.count, knobs, method=method)
+        return Drawn(token, logprob, drawn.position, drawn.count, drawn.seed, drawn.active)
+
+    def _decode_body(self, weights, cache, drawn, knobs, *, method):
+        self._note("decode", cache.batch, cache.capacity, method)
+        positions = jnp.broadcast_to(drawn.position[None, :, None], (3, cache.batch, 1))
+        seen = _document(cache.length[:, None], drawn.active[:, None])
+        out = self._model(weights)(drawn.token[:, None], positions, seen, cache=cache, logits="all")
+        count = drawn.count + 1
+        token, logprob = draw(out.logits[:, 0], drawn.seed, count, knobs, method=method)
+        return out.cache, Drawn(token, logprob, drawn.position + 1, count, drawn.seed, drawn.active)
+
+    def _resize_body(self, cache, *, capacity):
+        self._note("resize", cache.batch, cache.capacity, capacity)
+        return cache.grow(capacity)
+
+
+def _document(order: Int[Array, "B L"], valid: Array) -> Visibility:
+    """One causal document per row; the rest is padding."""
+    zero = jnp.zeros_like(order)
+    return Visibility(
+        order=order,
+        enter=jnp.where(valid, zero, zero - 1),
+        leave=jnp.where(valid, zero + 1, zero - 1),
+        kind=zero,
+        hide=zero,
+    )
