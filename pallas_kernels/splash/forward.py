@@ -46,19 +46,19 @@ def _kernel(
 
     def attend(masked: bool):
         def start(n):
-            return common.dot(q_scaled[n], k_ref[_kv_head(n, groups)], 1, 1)
+            scores = common.dot(q_scaled[n], k_ref[_kv_head(n, groups)], 1, 1)
+            # Here, not in `finish`: added as the scores leave the MXU they are stored once, not twice.
+            return scores + bias_ref[...] if masked else scores
 
         def finish(n, scores):
-            if masked:
-                scores = scores + bias_ref[...]
             top = top_ref[n]
             new_top = jnp.maximum(top, jnp.max(scores, axis=1, keepdims=True))
             shrink = jnp.exp2(top - new_top)
             weights = jnp.exp2(scores - common.widen(new_top, block_kv))
-            total = total_ref[n] * shrink
-            for lane in range(0, block_kv, LANES):
-                total += weights[:, lane : lane + LANES]
-            total_ref[n] = total
+            part = weights[:, :LANES]
+            for lane in range(LANES, block_kv, LANES):
+                part += weights[:, lane : lane + LANES]
+            total_ref[n] = total_ref[n] * shrink + part
             top_ref[n] = new_top
             v = v_ref[_kv_head(n, groups)]
             update = common.dot(weights.astype(v.dtype), v, 1, 0)
