@@ -209,6 +209,8 @@ class Trajectory:
         Raises:
           ValueError: another schema version, or fields that do not fit.
         """
+        if not isinstance(data, dict):
+            raise ValueError(f"not a trajectory: a JSON {type(data).__name__}, not an object")
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(f"trajectory has schema version {version!r}, this reads {SCHEMA_VERSION}")

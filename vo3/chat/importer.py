@@ -23,6 +23,8 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import os
+import pathlib
 import re
 import sys
 import textwrap
@@ -91,36 +93,36 @@ class ImportReport:
     unreadable: tuple[str, ...]
 
 
-def find_constants(checkout: epath.PathLike) -> tuple[list[Constant], tuple[str, ...]]:
+def find_constants(checkout: str | os.PathLike[str]) -> tuple[list[Constant], tuple[str, ...]]:
     """Every string constant of the `.py` files under a folder, and the files that could not be parsed.
 
     Raises:
       ValueError: there is no such folder, or no Python file in it.
     """
-    root = epath.Path(checkout)
+    root = pathlib.Path(checkout)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; give the root of the checkout")
     constants, unreadable = [], []
-    paths = sorted(root.glob("**/*.py"))
-    if not paths:
+    names = sorted(p.relative_to(root) for p in root.rglob("*.py"))
+    names = [n for n in names if not any(part.startswith(".") for part in n.parts)]
+    if not names:
         raise ValueError(f"{root} holds no Python files; give the root of the checkout")
-    for path in paths:
-        name = str(path.relative_to(root))
+    for name in names:
         try:
-            tree = ast.parse(path.read_text())
+            tree = ast.parse((root / name).read_text(encoding="utf-8"))
         except (
             SyntaxError,
             ValueError,
             RecursionError,
         ) as error:  # ValueError: null bytes, or not UTF-8
-            unreadable.append(f"{name}: {error}")
+            unreadable.append(f"{name.as_posix()}: {error}")
             continue
-        constants += _Collector(name).collect(tree)
+        constants += _Collector(name.as_posix()).collect(tree)
     return constants, tuple(unreadable)
 
 
 def import_upstream(
-    checkout: epath.PathLike,
+    checkout: str | os.PathLike[str],
     out_yaml: epath.PathLike,
     *,
     templates: Mapping[str, str | Sequence[str]],

@@ -22,7 +22,7 @@ CALL_END = "</grounding>"
 ANSWER_END = "</answer>"
 
 MIN_WINDOW = 1.0  # seconds
-# 11.1 - 10.1 is a little less than 1 in binary; that is no reason to refuse the call.
+# 1.9 - 0.9 is a little less than 1 in binary; that is no reason to refuse the call.
 _SLACK = 1e-6
 
 _SEGMENT_KEY = "temporal_segment"
