@@ -25,7 +25,8 @@ Mode = Literal["tool", "open", "grounding", "single"]
 
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 _MARKS = re.compile("|".join(map(re.escape, (VIDEO_MARK, IMAGE_MARK))))
-_CLIP = {"index", "start", "end", "fps", "frames", "duration", "height", "width", "tokens"}
+# Fields that tell of an observation.
+_SHOWN = "observation start end duration fps frames height width tokens strategy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,6 @@ def _rule(required: str = "", optional: str = "") -> _Rule:
     return _Rule(needed | frozenset(optional.split()), needed)
 
 
-_SHOWN = " ".join(sorted(_CLIP))
 # Every template of a pack, by its key.
 RULES: dict[str, _Rule] = {
     **{f"system.{mode}": _rule() for mode in get_args(Mode)},
@@ -50,7 +50,7 @@ RULES: dict[str, _Rule] = {
     "question.grounding": _rule("media question", "overview"),
     "overview": _rule("", _SHOWN),
     "option": _rule("letter text"),
-    "observation": _rule("media", f"action observation strategy {_SHOWN}"),
+    "observation": _rule("media", f"action {_SHOWN}"),
     "error": _rule("message", "action"),
     "forced": _rule("", "question options"),
 }
@@ -204,8 +204,6 @@ class PromptPack:
             "observation",
             media=VIDEO_MARK,
             action=str(action),
-            observation=str(observation.index),
-            strategy=observation.strategy or "",
             **self._numbers(observation),
         )
 
@@ -220,7 +218,7 @@ class PromptPack:
     def _numbers(self, shown: Observation) -> dict[str, str]:
         """The fields of an observation as text."""
         return {
-            "index": str(shown.index),
+            "observation": str(shown.index),
             "start": f"{shown.start:.{self.seconds_decimals}f}",
             "end": f"{shown.end:.{self.seconds_decimals}f}",
             "duration": f"{shown.end - shown.start:.{self.seconds_decimals}f}",
@@ -229,6 +227,7 @@ class PromptPack:
             "height": str(shown.height),
             "width": str(shown.width),
             "tokens": str(shown.tokens),
+            "strategy": shown.strategy or "",
         }
 
     def _fill(self, key: str, **fields: str) -> str:

@@ -262,6 +262,16 @@ def test_characters_of_sampled_tokens(qwen_tokenizer):
     assert locate([], qwen_tokenizer).text == ""
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_tags_are_found_after_broken_characters(qwen_tokenizer, seed):
+    rng = np.random.default_rng(seed)
+    garbage = rng.integers(100, 260, rng.integers(1, 20)).tolist()  # mostly lone bytes
+    answer = qwen_tokenizer("<answer>A</answer>")["input_ids"]
+    turn = Turn("answer", "", ids=(*garbage, *answer))
+    encoded = encode([turn], qwen_tokenizer)
+    assert words(encoded, Role.ANSWER, qwen_tokenizer) == ">A"
+
+
 def test_characters_when_decoding_puts_blanks_between_words():
     tokenizer = word_tokenizer()
     tokenizer.backend_tokenizer.decoder = None
