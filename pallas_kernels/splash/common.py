@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
 from pallas_kernels.schedule import MAJOR_SHIFT, MAX_MINOR, MINOR_SHIFT, Plan
@@ -179,6 +180,35 @@ def for_heads(heads: int, unroll: bool, start, finish) -> None:
             finish(n, start(n))
 
         lax.fori_loop(0, heads, body, None)
+
+
+def split(n, groups: int):
+    """(kv head, query head of it) of head n of a step; without a division where n is known."""
+    if isinstance(n, int):
+        return divmod(n, groups)
+    c = lax.div(n, jnp.int32(groups))
+    return c, n - c * groups
+
+
+def compiler_params(static: Static) -> pltpu.CompilerParams:
+    """Batch and head axes may be shared out between cores; the pairs are in order."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary"),
+        vmem_limit_bytes=static.vmem_limit,
+    )
+
+
+def cost(q, k, plan: Plan, *, matmuls: int) -> pl.CostEstimate:
+    """Work of a kernel with `matmuls` products per score; causal masks visit about half of the pairs."""
+    rows, kv_heads, groups, _, dim = q.shape
+    pairs = rows * plan.q_blocks * plan.kv_blocks // (1 + plan.causal)
+    scores = pairs * kv_heads * groups * plan.block_q * plan.block_kv
+    kv_bytes = 2 * plan.block_kv * dim * kv_heads * k.dtype.itemsize
+    return pl.CostEstimate(
+        flops=2 * matmuls * dim * scores,
+        transcendentals=scores,
+        bytes_accessed=matmuls * q.nbytes + pairs * kv_bytes,
+    )
 
 
 def precision(dtype) -> jax.lax.Precision | None:

@@ -46,7 +46,7 @@ def _kernel(
 
     def attend(masked: bool):
         def start(n):
-            scores = common.dot(q_scaled[n], k_ref[_kv_head(n, groups)], 1, 1)
+            scores = common.dot(q_scaled[n], k_ref[common.split(n, groups)[0]], 1, 1)
             # Here, not in `finish`: added as the scores leave the MXU they are stored once, not twice.
             return scores + bias_ref[...] if masked else scores
 
@@ -60,7 +60,7 @@ def _kernel(
                 part += weights[:, lane : lane + LANES]
             total_ref[n] = total_ref[n] * shrink + part
             top_ref[n] = new_top
-            v = v_ref[_kv_head(n, groups)]
+            v = v_ref[common.split(n, groups)[0]]
             update = common.dot(weights.astype(v.dtype), v, 1, 0)
             acc_ref[n] = acc_ref[n] * common.widen(shrink, dim) + update
 
@@ -89,24 +89,12 @@ def _kernel(
             total = jnp.sum(total_ref[n], axis=1, keepdims=True)
             total = jnp.where(seen, total, 1)
             inverse = jnp.where(seen, 1 / total, 0)
-            c, g = _split(n, groups)
+            c, g = common.split(n, groups)
             out_ref[c, g] = (acc_ref[n] * common.widen(inverse, dim)).astype(out_ref.dtype)
             lse = jnp.where(seen, top * (1 / LOG2E) + jnp.log(total), -jnp.inf)
             lse_ref[c, pl.ds(g, 1), :] = lse.T[:1, :]
 
         jax.lax.fori_loop(0, heads, finish, None)
-
-
-def _split(n, groups: int):
-    """(kv head, query head of it) of head n of a step, without a division where one of them is 0."""
-    if isinstance(n, int):
-        return divmod(n, groups)
-    c = jax.lax.div(n, jnp.int32(groups))
-    return c, n - c * groups
-
-
-def _kv_head(n, groups: int):
-    return _split(n, groups)[0]
 
 
 def forward(
@@ -127,14 +115,11 @@ def forward(
     step = static.kv_heads
     heads = step * groups
     block_q, block_kv = plan.block_q, plan.block_kv
-    batch = grid.batch(rows)
-    pairs = rows * plan.q_blocks * plan.kv_blocks
-    scores = pairs * kv_heads * groups * block_q * block_kv
     return pl.pallas_call(
         functools.partial(_kernel, causal=plan.causal, static=static),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(batch, kv_heads // step, plan.q_count),
+            grid=(grid.batch(rows), kv_heads // step, plan.q_count),
             in_specs=[
                 grid.q(step, groups, dim),
                 grid.kv(step, dim),
@@ -156,16 +141,8 @@ def forward(
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((rows, kv_heads, groups, length), jnp.float32),
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=static.vmem_limit,
-        ),
-        # Causal masks visit about half of the pairs.
-        cost_estimate=pl.CostEstimate(
-            flops=4 * dim * scores // (1 + plan.causal),
-            transcendentals=scores // (1 + plan.causal),
-            bytes_accessed=2 * q.nbytes + pairs * 2 * step * block_kv * dim * k.dtype.itemsize // 2,
-        ),
+        compiler_params=common.compiler_params(static),
+        cost_estimate=common.cost(q, k, plan, matmuls=2),
         interpret=static.interpret,
         name="visibility_splash_forward",
     )(plan.by_q, q, k, v, q_fields, kv_fields)
