@@ -3,58 +3,131 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from etils import epath
 
 from vo3.video import container
 from vo3.video.clip import Clip
+from vo3.video.deadline import Deadline, within
+from vo3.video.decode import Decoded, read_frames
 from vo3.video.errors import VideoError
+from vo3.video.folder import FrameFiles
 from vo3.video.policy import CropPolicy
-from vo3.video.sampling import check_window, plan_clip
+from vo3.video.sampling import ClipPlan, check_window, plan_clip
+from vo3.video.source import Source, directory_error, make_source
 
 
 class VideoCrop:
-    """Reads the overview and crops of one video."""
+    """Reads the overview and crops of one video.
 
-    def __init__(self, source, policy: CropPolicy | None = None, *, timeout_s: float = 60.0):
-        self.source = source
+    Nothing is kept between calls but the header's figures: every call opens the file, seeks to the key frame of its
+    window and decodes no further than needed. Calls may come from several threads (those on one file object take
+    turns). Times are seconds from the video's first frame.
+
+    Attributes:
+      policy: what is shown.
+      timeout_s: time limit of each call, in seconds; it holds even where a read never returns.
+      fps: average frames per second; frames: number of frames on that nominal grid; height, width: pixels as displayed.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        policy: CropPolicy | None = None,
+        *,
+        frame_fps: float | None = None,
+        timeout_s: float = 60.0,
+    ):
+        """Opens the video and reads its header and first frame.
+
+        Args:
+          source: a path (gs:// too), bytes, a seekable binary file object; a folder or a list of frame files.
+          policy: what is shown; `CropPolicy()` when None.
+          frame_fps: the rate of extraction, for a folder or list of frames; not used for video files.
+          timeout_s: time limit of this and of every later call.
+
+        Raises:
+          VideoError: the video cannot be used; `kind` says why, `remedy` what to do.
+        """
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be positive, not {timeout_s!r}")
         self.policy = policy or CropPolicy()
         self.timeout_s = timeout_s
-        self._probe = container.probe(os.fspath(source))
+        self._files: FrameFiles | None = None
+        self._source: Source | None = None
+        deadline = Deadline(timeout_s, _name(source))
+        within(deadline, lambda: self._open(source, frame_fps, deadline))
+
+    def _open(self, source: Any, frame_fps: float | None, deadline: Deadline) -> None:
+        if isinstance(source, (list, tuple)):
+            if frame_fps is None:
+                raise VideoError("source", "a list of frames without its rate", "give frame_fps")
+            self._files = FrameFiles(source, frame_fps, f"the list of {len(source)} frames")
+        elif isinstance(source, (str, os.PathLike)) and _is_folder(source):
+            if frame_fps is None:
+                raise directory_error(os.fspath(source))
+            self._files = FrameFiles.folder(epath.Path(source), frame_fps)
+        if self._files is not None:
+            files = self._files
+            self.fps, self.frames = files.fps, len(files)
+            self.height, self.width = files.height, files.width
+            return
+        self._source = make_source(source)
+        self._probe = container.probe(self._source, deadline)
+        self.fps, self.frames = self._probe.fps, self._probe.frames
+        self.height, self.width = self._probe.height, self._probe.width
 
     @property
-    def fps(self) -> float:
-        return self._probe.fps
-
-    @property
-    def frames(self) -> int:
-        return self._probe.frames
+    def name(self) -> str:
+        """The path, or a description of what was given."""
+        return (self._files or self._source).name
 
     @property
     def duration(self) -> float:
-        return self._probe.frames / self._probe.fps
-
-    @property
-    def height(self) -> int:
-        return self._probe.height
-
-    @property
-    def width(self) -> int:
-        return self._probe.width
+        """Seconds."""
+        return self.frames / self.fps
 
     def overview(self) -> Clip:
-        return self._clip(None, None)
+        """The whole video, coarsely (observation 0).
 
-    def crop(self, t0: float, t1: float, strategy: str) -> Clip:
+        Raises:
+          VideoError: see `vo3.video.errors`.
+        """
+        return self._clip(None, None, clips=1)
+
+    def crop(self, t0: float, t1: float, strategy: str | None, *, clips: int = 1) -> Clip:
+        """A window of the video.
+
+        Args:
+          t0, t1: seconds of the whole video; what lies outside of it is cut off.
+          strategy: "coarse", "medium" or "fine". Training rows also know None (the overview's whole quota) and
+            "old_quota" (that quota divided by `clips`).
+          clips: number of clips of the row, for "old_quota".
+
+        Raises:
+          VideoError: kind "window" when the times are not numbers, reversed, outside of the video or less than
+            `policy.min_seconds` apart; "strategy"; or what reading raises.
+        """
         start, end = check_window((t0, t1))
+        given = f"the window [{start:g}, {end:g}]"
+        inside = f"choose a window inside [0, {self.duration:.1f}]"
+        if end <= 0 or start >= self.duration:
+            raise VideoError(
+                "window", f"{given} lies outside of {self.name} ({self.duration:.1f} s)", inside
+            )
         start, end = max(start, 0.0), min(end, self.duration)
         if end - start < self.policy.min_seconds - 1e-6:
             raise VideoError(
                 "window",
-                f"the window [{t0:g}, {t1:g}] covers less than {self.policy.min_seconds:g} s of the video",
-                f"choose a longer window inside [0, {self.duration:g}]",
+                f"{given} covers {end - start:.2f} s of {self.name}, less than {self.policy.min_seconds:g} s",
+                f"{inside} of at least {self.policy.min_seconds:g} s",
             )
-        return self._clip((start, end), strategy)
+        return self._clip((start, end), strategy, clips=clips)
 
-    def _clip(self, window, strategy) -> Clip:
+    def _clip(
+        self, window: tuple[float, float] | None, strategy: str | None, *, clips: int
+    ) -> Clip:
         plan = plan_clip(
             fps=self.fps,
             frames=self.frames,
@@ -63,19 +136,53 @@ class VideoCrop:
             window=window,
             strategy=strategy,
             policy=self.policy,
+            clips=clips,
         )
-        frames, times = container.read_frames(
-            os.fspath(self.source), plan.indices / self.fps, self._probe.origin, plan.height, plan.width
-        )
+        deadline = Deadline(self.timeout_s, self.name)
+        decoded = within(deadline, lambda: self._read(plan, deadline))
         start, end = window or (0.0, self.duration)
         patch = self.policy.token_size // 2
         return Clip(
-            frames=frames,
-            times=times,
+            frames=decoded.frames,
+            times=decoded.times,
             indices=plan.indices,
             fps=plan.fps,
             start=start,
             end=end,
-            grid=(len(frames) // 2, plan.height // patch, plan.width // patch),
+            grid=(len(plan.indices) // 2, plan.height // patch, plan.width // patch),
             tokens=plan.tokens,
         )
+
+    def _read(self, plan: ClipPlan, deadline: Deadline) -> Decoded:
+        if self._files is not None:
+            return self._files.read(
+                plan.indices, height=plan.height, width=plan.width, deadline=deadline
+            )
+        return read_frames(
+            self._source,
+            self._probe,
+            plan.indices / self.fps,
+            height=plan.height,
+            width=plan.width,
+            deadline=deadline,
+        )
+
+
+def _name(source: Any) -> str:
+    return (
+        os.fspath(source)
+        if isinstance(source, (str, os.PathLike))
+        else f"<{type(source).__name__}>"
+    )
+
+
+def _is_folder(source: str | os.PathLike) -> bool:
+    text = os.fspath(source)
+    if (
+        isinstance(text, str)
+        and "://" in text
+        and not text.startswith(("file://", "http://", "https://"))
+    ):
+        # An object store has no folders: a name with a suffix is taken for a file without asking.
+        return not epath.Path(text).suffix and epath.Path(text).is_dir()
+    return os.path.isdir(os.path.expanduser(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 # missing     no such file, or it cannot be opened for reading
+# read        the storage failed while reading
 # source      the source is of a type that cannot be read (not a path, file object, bytes or list)
 # directory   a folder where a file (or a folder with `frame_fps`) is needed
 # empty       zero bytes, or a folder or list without frames
@@ -20,6 +21,7 @@ from typing import Literal, get_args
 # timeout     the time limit of the call ran out
 VideoErrorKind = Literal[
     "missing",
+    "read",
     "source",
     "directory",
     "empty",

@@ -44,9 +44,17 @@ def patchify(
         )
     if frames.shape[0] % TEMPORAL:
         frames = np.concatenate([frames, frames[-1:]])
-    t, h, w = frames.shape[0] // TEMPORAL, frames.shape[1] // patch_size, frames.shape[2] // patch_size
-    cut = frames.reshape(t, TEMPORAL, h // MERGE, MERGE, patch_size, w // MERGE, MERGE, patch_size, 3)
-    cut = cut.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # t, rows, columns, y, x of a token, channel, frame, y, x of a patch
+    t, h, w = (
+        frames.shape[0] // TEMPORAL,
+        frames.shape[1] // patch_size,
+        frames.shape[2] // patch_size,
+    )
+    cut = frames.reshape(
+        t, TEMPORAL, h // MERGE, MERGE, patch_size, w // MERGE, MERGE, patch_size, 3
+    )
+    cut = cut.transpose(
+        0, 2, 5, 3, 6, 8, 1, 4, 7
+    )  # t, rows, columns, y, x of a token, channel, frame, y, x of a patch
     rows = np.empty(cut.shape, np.float32)
     for channel in range(3):
         rows[:, :, :, :, :, channel] = _LEVELS[channel][cut[:, :, :, :, :, channel]]
@@ -62,5 +70,6 @@ def patchify_image(
 
 # The normalised value of each of the 256 grey levels, float32 [3, 256]: a table is exact and faster than arithmetic.
 _LEVELS = (
-    (np.arange(256, dtype=np.float64)[None] / 255 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]
+    (np.arange(256, dtype=np.float64)[None] / 255 - np.array(MEAN)[:, None])
+    / np.array(STD)[:, None]
 ).astype(np.float32)

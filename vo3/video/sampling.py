@@ -66,7 +66,9 @@ def plan_clip(
       ValueError: `fps`, `frames`, `height`, `width` or `clips` out of range (a caller's mistake).
     """
     policy = policy or CropPolicy()
-    if not (math.isfinite(fps) and fps > 0 and frames >= 1 and height >= 1 and width >= 1 and clips >= 1):
+    if not (
+        math.isfinite(fps) and fps > 0 and frames >= 1 and height >= 1 and width >= 1 and clips >= 1
+    ):
         raise ValueError(
             f"not a video's shape: fps {fps}, frames {frames}, height {height}, width {width}, clips {clips}"
         )
@@ -76,7 +78,9 @@ def plan_clip(
     upper = 2 * total / len(indices) if not policy.floor_patch_quota else total // pairs
     upper = min(upper, policy.patch_max)
     if upper < 1:
-        raise ValueError(f"a quota of {total} tokens cannot hold {len(indices)} frames; lower the frame limit")
+        raise ValueError(
+            f"a quota of {total} tokens cannot hold {len(indices)} frames; lower the frame limit"
+        )
     lower = min(max(minimum // pairs, policy.patch_min), upper)
     size = policy.token_size
     height, width = fit(
@@ -94,7 +98,9 @@ def _quota(policy: CropPolicy, strategy: str | None, *, whole: bool, clips: int)
         return policy.overview_quota // clips, minimum
     if strategy not in STRATEGIES:
         raise VideoError(
-            "strategy", f"unknown sampling strategy {strategy!r}", f"use one of {', '.join(STRATEGIES)}"
+            "strategy",
+            f"unknown sampling strategy {strategy!r}",
+            f"use one of {', '.join(STRATEGIES)}",
         )
     return policy.quota(strategy), minimum
 
@@ -108,12 +114,18 @@ def check_window(window: tuple[float, float]) -> tuple[float, float]:
     try:
         start, end = (float(t) for t in window)
     except (TypeError, ValueError):
-        raise VideoError("window", f"the window {window!r} is not two numbers", "give two times in seconds") from None
+        raise VideoError(
+            "window", f"the window {window!r} is not two numbers", "give two times in seconds"
+        ) from None
     if not (math.isfinite(start) and math.isfinite(end)):
-        raise VideoError("window", f"the window [{start}, {end}] is not finite", "give two times in seconds")
+        raise VideoError(
+            "window", f"the window [{start}, {end}] is not finite", "give two times in seconds"
+        )
     if start >= end:
         raise VideoError(
-            "window", f"the window [{start:g}, {end:g}] ends before it starts", "give the start first, then the end"
+            "window",
+            f"the window [{start:g}, {end:g}] ends before it starts",
+            "give the start first, then the end",
         )
     return start, end
 
@@ -162,17 +174,27 @@ def _even(value: float) -> int:
 
 
 def linspace32(first: float, last: float, n: int) -> np.ndarray:
-    """n evenly spaced float32 values, computed in float32 from both ends to the middle, as torch.linspace does."""
+    """n >= 2 evenly spaced float32 values, computed from both ends to the middle.
+
+    Bitwise torch.linspace on processors with fused multiply-add (all since 2013): the step is float32, each value is
+    rounded once. The float64 product of two float32 numbers is exact, which stands in for the fused operation.
+    """
     start, end = np.float32(first), np.float32(last)
-    if n == 1:
-        return np.array([start], np.float32)
-    step = np.float32((end - start) / np.float32(n - 1))
-    i = np.arange(n, dtype=np.float32)
-    return np.where(i < n // 2, start + step * i, end - step * (np.float32(n - 1) - i)).astype(np.float32)
+    step = np.float64((end - start) / np.float32(n - 1))
+    i = np.arange(n)
+    up = np.float64(start) + step * i
+    down = np.float64(end) - step * (n - 1 - i)
+    return np.where(i < n // 2, up, down).astype(np.float32)
 
 
 def fit(
-    height: int, width: int, *, lower: float, upper: float, token_size: int = 28, max_aspect: float = 200.0
+    height: int,
+    width: int,
+    *,
+    lower: float,
+    upper: float,
+    token_size: int = 28,
+    max_aspect: float = 200.0,
 ) -> tuple[int, int]:
     """The size, in multiples of `token_size`, that keeps the shape and holds `lower` to `upper` tokens.
 
@@ -216,6 +238,8 @@ def fit(
 
 def _floored(exact: tuple[float, float], most: float, unit: int) -> tuple[int, int]:
     """Rounds as many sides up as the quota allows; the minimum yields."""
-    (h0, h1), (w0, w1) = ((max(1, math.floor(side)) * unit, math.ceil(side) * unit) for side in exact)
+    (h0, h1), (w0, w1) = (
+        (max(1, math.floor(side)) * unit, math.ceil(side) * unit) for side in exact
+    )
     fitting = [(h, w) for h, w in ((h1, w0), (h0, w1)) if h * w <= most]
     return max(fitting, key=lambda size: size[0] * size[1], default=(h0, w0))
