@@ -1,0 +1,193 @@
+"""Asks the agent questions on held-out worlds, through real mp4 files.
+
+    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=170] [--one-look]
+
+Every world gives three digit questions on different cards (a clip is needed) and three that the overview answers. Every trajectory is written to
+WORKDIR/trajectories.jsonl as it ends; a second run goes on where the first stopped. `--one-look` asks the same model on uniform frames at as many visual tokens as an
+agent with one clip sees (100), without any clip: what is in reach of one look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from etils import epath
+
+from vo3.agent import VideoAgent
+from vo3.clueworld import tasks
+from vo3.clueworld.film import write_video
+from vo3.clueworld.world import HELD_OUT, World, make_world
+from vo3.rewards.grounding import Interval, overlap
+from vo3.trajectory import Task, Trajectory
+from vo3.video import CropPolicy, VideoCrop, VideoError
+
+FIRST_SEED = 50_000  # evaluation's worlds; below are tests and demos, from HELD_OUT on training
+PER_WORLD = 3
+
+
+class OneLook:
+    """A video that can be looked at once: every call is refused."""
+
+    def __init__(self, video: VideoCrop):
+        self.video, self.name, self.duration = video, video.name, video.duration
+
+    def overview(self):
+        """The uniform frames."""
+        return self.video.overview()
+
+    def crop(self, t0: float, t1: float, strategy: str):
+        """Refused."""
+        raise VideoError("window", "no more calls.", "answer now.")
+
+
+def one_look_policy(policy: CropPolicy) -> CropPolicy:
+    """Uniform frames at the visual tokens of an overview and one fine clip, at the overview's resolution."""
+    tokens = policy.overview_quota + policy.fine_quota
+    return dataclasses.replace(policy, max_frames=tokens, overview_quota=tokens)
+
+
+def questions(world: World, video: str) -> Iterator[Task]:
+    """The world's questions; about half of them with options."""
+    rng = np.random.default_rng([0xE7A1, world.seed])
+    cards = [world.cards[i] for i in rng.permutation(len(world.cards))[:PER_WORLD]]
+    asked = [("digit", tasks.digit_question(card)) for card in cards]
+    kinds = rng.permutation(tasks.OVERVIEW_KINDS)[:PER_WORLD]
+    asked += [(str(kind), tasks.KINDS[kind](world, rng)) for kind in kinds]
+    for number, (kind, question) in enumerate(asked):
+        yield tasks.make_task(
+            world,
+            question,
+            video=video,
+            task_id=f"{world.seed}-{number}-{kind}",
+            rng=rng,
+            options=bool(rng.random() < 0.5),
+        )
+
+
+def is_right(trajectory: Trajectory, target: str) -> bool:
+    """Whether the answer given is the target, letter or word."""
+    return trajectory.answer is not None and trajectory.answer.strip() == target
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A proportion with its 95 % Wilson interval."""
+
+    right: int
+    total: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(low, high); (0, 1) when there is nothing."""
+        if not self.total:
+            return 0.0, 1.0
+        z, n, p = 1.959964, self.total, self.right / self.total
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return float(middle - half), float(middle + half)
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "-"
+        low, high = self.interval
+        return f"{100 * self.right / self.total:5.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {self.total}"
+
+
+def summarise(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
+    """The figures of a run, by name."""
+    digit = [t for t in rows if t.task.target.clues]
+    plain = [t for t in rows if not t.task.target.clues]
+
+    def right(some: Sequence[Trajectory]) -> Share:
+        return Share(sum(is_right(t, t.task.target.answer) for t in some), len(some))
+
+    ious = [
+        overlap([Interval(call.start, call.end)], [Interval(clue.start, clue.end)]).iou
+        for t in digit
+        for call in t.calls
+        for clue in t.task.target.clues
+    ]
+    figures: dict[str, Share | float] = {
+        "single clue with tool: right": right(digit),
+        "  with options": right([t for t in digit if t.task.options]),
+        "  open": right([t for t in digit if not t.task.options]),
+        "  window hits the clue (IoU > 0), of calls": Share(sum(i > 0 for i in ious), len(ious)),
+        "  mean IoU of calls": float(np.mean(ious)) if ious else 0.0,
+        "  made a call": Share(sum(bool(t.calls) for t in digit), len(digit)),
+    }
+    for low, high in ((120, 600), (600, 1800), (1800, 3601)):
+        some = [t for t in digit if low <= t.observations[0].end < high]
+        figures[f"  video of {low // 60} to {high // 60} minutes"] = right(some)
+    figures["overview questions: right"] = right(plain)
+    for kind in tasks.OVERVIEW_KINDS:
+        figures[f"  {kind}"] = right([t for t in plain if t.task.id.endswith(kind)])
+    figures["  made no call"] = Share(sum(not t.calls for t in plain), len(plain))
+    return figures
+
+
+def evaluate(
+    agent: VideoAgent, workdir: epath.Path, worlds: int, *, one_look: bool
+) -> list[Trajectory]:
+    """Runs what is not in `trajectories.jsonl` yet; returns all of it."""
+    videos, rows = workdir / "videos", workdir / "trajectories.jsonl"
+    workdir.mkdir(parents=True, exist_ok=True)
+    done = (
+        [Trajectory.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+    )
+    known = {t.task.id for t in done}
+    with rows.open("a") as log:
+        for seed in range(FIRST_SEED, FIRST_SEED + worlds):
+            world = make_world(seed)
+            path = videos / f"{seed}.mp4"
+            todo = [t for t in questions(world, str(path)) if t.id not in known]
+            if not todo:
+                continue
+            if not path.exists():
+                write_video(world, path)
+            video = VideoCrop(str(path), agent.crop_policy)
+            shown = OneLook(video) if one_look else video
+            for task in todo:
+                policy = dataclasses.replace(agent.engine.policy, max_turns=1 if one_look else 8)
+                result = agent.engine.rollout(task, shown, policy=policy).trajectory
+                done.append(result)
+                log.write(result.dumps() + "\n")
+            log.flush()
+    return done
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs, prints the table, writes it as summary.json."""
+    from vo3.models import load
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--checkpoint", default="clueworld")
+    parser.add_argument("--worlds", type=int, default=170)
+    parser.add_argument("--one-look", action="store_true")
+    args = parser.parse_args(argv)
+    if FIRST_SEED + args.worlds > HELD_OUT:
+        raise SystemExit(f"--worlds {args.worlds}: at most {HELD_OUT - FIRST_SEED} are held out")
+    model = load(args.checkpoint)
+    policy = one_look_policy(model.crop_policy) if args.one_look else model.crop_policy
+    agent = VideoAgent(model, crop_policy=policy, max_new_tokens=160)
+    workdir = epath.Path(args.workdir)
+    name = "one-look" if args.one_look else "agent"
+    rows = evaluate(agent, workdir / name, args.worlds, one_look=args.one_look)
+    figures = summarise(rows)
+    for key, value in figures.items():
+        print(f"{key:45s} {value if isinstance(value, Share) else round(value, 3)}")
+    plain = {
+        key: value
+        if isinstance(value, float)
+        else {"right": value.right, "total": value.total, "interval": value.interval}
+        for key, value in figures.items()
+    }
+    (workdir / name / "summary.json").write_text(json.dumps(plain, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
