@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 from etils import epath
 
+from vo3.trajectory import Observation
 from vo3.video import container
 from vo3.video.clip import Clip
 from vo3.video.deadline import Deadline, within
@@ -125,6 +127,22 @@ class VideoCrop:
             )
         return self._clip((start, end), strategy, clips=clips)
 
+    def show(self, observation: Observation) -> Clip:
+        """The frames of an earlier observation of this video again, whatever policy made it.
+
+        Raises:
+          VideoError: kind "window" when it holds frames that this video does not have; or what reading raises.
+        """
+        o = observation
+        plan = ClipPlan(np.asarray(o.indices, np.int64), o.height, o.width, o.tokens, o.fps)
+        if not len(o.indices) or min(o.indices) < 0 or max(o.indices) >= self.frames:
+            raise VideoError(
+                "window",
+                f"observation {o.index} holds frames that {self.name} ({self.frames} frames) does not have",
+                "give the video that the trajectory was made from",
+            )
+        return self._decode(plan, o.start, o.end, o.grid)
+
     def _clip(
         self, window: tuple[float, float] | None, strategy: str | None, *, clips: int
     ) -> Clip:
@@ -138,10 +156,14 @@ class VideoCrop:
             policy=self.policy,
             clips=clips,
         )
-        deadline = Deadline(self.timeout_s, self.name)
-        decoded = within(deadline, lambda: self._read(plan, deadline))
         start, end = window or (0.0, self.duration)
         patch = self.policy.token_size // 2
+        grid = (len(plan.indices) // 2, plan.height // patch, plan.width // patch)
+        return self._decode(plan, start, end, grid)
+
+    def _decode(self, plan: ClipPlan, start: float, end: float, grid: tuple[int, int, int]) -> Clip:
+        deadline = Deadline(self.timeout_s, self.name)
+        decoded = within(deadline, lambda: self._read(plan, deadline))
         return Clip(
             frames=decoded.frames,
             times=decoded.times,
@@ -149,7 +171,7 @@ class VideoCrop:
             fps=plan.fps,
             start=start,
             end=end,
-            grid=(len(plan.indices) // 2, plan.height // patch, plan.width // patch),
+            grid=grid,
             tokens=plan.tokens,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -33,8 +34,7 @@ def tell(trajectory: Trajectory, clips: Mapping[int, Clip], *, right: bool | Non
     """
     steps = []
     number = 0
-    following = (*trajectory.turns[1:], None)
-    for turn, after in zip(trajectory.turns, following, strict=True):
+    for turn, after in itertools.zip_longest(trajectory.turns, trajectory.turns[1:]):
         if turn.kind == "system":
             continue
         number += turn.role == "assistant"
@@ -62,10 +62,9 @@ def _step(
             tag("p", "The call could not be carried out: ", tag("q", reason), class_="error"),
         )
     elif turn.kind == "forced":
-        label, body = (
-            "Last turn",
-            tag("p", "No looks left: an answer was asked for.", class_="note"),
-        )
+        note = tag("p", "No looks left: an answer was asked for.", class_="note")
+        label = "Last turn"
+        body = join(*(_seen(o, clips.get(o.index)) for o in turn.observations), note)
     else:
         label = "Shown"
         body = join(*(_seen(o, clips.get(o.index)) for o in turn.observations))
