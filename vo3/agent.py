@@ -11,9 +11,10 @@ from typing import Any
 
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.rollout.buckets import Buckets
-from vo3.rollout.engine import Engine, OnEvent
+from vo3.rollout.engine import Engine
 from vo3.rollout.errors import OptionError
 from vo3.rollout.policy import RolloutPolicy
+from vo3.rollout.run import OnEvent
 from vo3.rollout.sampler import Sampling
 from vo3.trajectory import Task, Trajectory
 from vo3.video import Clip, CropPolicy, VideoCrop

@@ -25,8 +25,9 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.visibility import Visibility
 from vo3.models.qwen2_5_vl.cache import KVCache
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
-from vo3.models.qwen2_5_vl.vision import VisionInputs
-from vo3.rollout.sampler import Drawn, Knobs, Method, draw
+from vo3.models.qwen2_5_vl.vision import VisionInputs, vision_inputs
+from vo3.rollout.buckets import Buckets
+from vo3.rollout.sampler import Drawn, Knobs, Method, Sampling, draw
 
 
 class Programs:
@@ -117,6 +118,30 @@ class Programs:
     def resize(self, cache: KVCache, capacity: int) -> KVCache:
         """A copy of `cache` with `capacity` slots, no fewer than it has."""
         return self._resize(cache, capacity=capacity)
+
+    def warm_up(self, buckets: Buckets, method: Method) -> None:
+        """Calls every program for every combination of buckets."""
+        vision = self.config.vision
+        for patches in buckets.patches:
+            pixels = np.zeros((patches, vision.patch_dim), np.float32)
+            features = self.encode(pixels, vision_inputs((), vision, pad_patches=patches))
+            for tokens in buckets.tokens:
+                self.place(self.blank(tokens), features, np.full(tokens, -1, np.int32))
+        one = np.ones(1, np.int32)
+        drawn = Drawn(one, np.ones(1, np.float32), one, one, one.astype(np.uint32), one > 0)
+        knobs = Knobs.of(Sampling())
+        for number, capacity in enumerate(buckets.capacity):
+            cache = self.empty(1, capacity)
+            for tokens in buckets.tokens:
+                ids = np.zeros((1, tokens), np.int32)
+                places = np.zeros((3, 1, tokens), np.int32)
+                cache, logits = self.prefill(cache, ids, places, one, self.blank(tokens), ids - 1)
+            first = self.start(logits, drawn, knobs, method=method)
+            # As in a turn: the first token comes from `start`, the later ones from `decode` itself.
+            for _ in range(2):
+                cache, first = self.decode(cache, first, knobs, method=method)
+            for larger in buckets.capacity[number:]:
+                jax.block_until_ready(self.resize(cache, larger))
 
     # Bodies. Each notes its compilation: the Python code below runs once per compiled program.
 

@@ -104,22 +104,25 @@ class Session:
         self.context.mark_cached(len(tokens))
         self.counts.prefilled += len(tokens)
 
+    def grow(self) -> None:
+        """Makes the cache as large as the whole context asks for. Growing here and not on the way makes the sizes that a
+        token meets the same whether its prefix was shared or not."""
+        if self._cache is not None and self._cache.capacity < self._whole():
+            self._cache = self._programs.resize(self._cache, self._whole())
+
     def snapshot(self) -> Prefix:
         """The conversation so far, for others to start from; this one goes on with a copy."""
         kept = self._cache
         if kept is None:
             raise ValueError("nothing was prefilled yet")
-        self._cache = self._programs.resize(kept, kept.capacity)
+        self._cache = self._programs.resize(kept, max(self._whole(), kept.capacity))
         return Prefix(kept, self.context.cached)
 
     def resume(self, prefix: Prefix) -> None:
         """Takes the first `prefix.length` waiting tokens from a snapshot instead of prefilling them."""
         if self._cache is not None:
             raise ValueError("a conversation that has begun cannot resume from a prefix")
-        wanted = len(self.context) + _SLACK
-        self._cache = self._programs.resize(
-            prefix.cache, max(self._capacity(wanted), prefix.cache.capacity)
-        )
+        self._cache = self._programs.resize(prefix.cache, max(self._whole(), prefix.cache.capacity))
         self.context.mark_cached(prefix.length)
         self.counts.shared += prefix.length
 
@@ -195,6 +198,9 @@ class Session:
     def _capacity(self, tokens: int) -> int:
         table = self._buckets.capacity
         return smallest(min(tokens, table[-1]), table, what="tokens of the context")
+
+    def _whole(self) -> int:
+        return self._capacity(len(self.context) + _SLACK)
 
     def _room(self, count: int, *, slack: int) -> None:
         """Makes sure that `count` more tokens fit into the cache."""
