@@ -217,12 +217,15 @@ def test_vision_components(pairs, sample, name):
     for i in range(config.depth):
         block = layer(tower.blocks, i)
         visibility = inputs.frames if i in config.fullatt_block_indexes else inputs.windows
-        assert difference(block(given(i), (cos, sin), visibility)[0], first(seen[i][2])) <= TOLERANCE
+        assert (
+            difference(block(given(i), (cos, sin), visibility)[0], first(seen[i][2])) <= TOLERANCE
+        )
         out = block.attn(given(f"attn{i}"), (cos, sin), visibility)[0]
         assert difference(out, first(seen[f"attn{i}"][2])) <= TOLERANCE
         assert difference(block.mlp(given(f"mlp{i}"))[0], first(seen[f"mlp{i}"][2])) <= TOLERANCE
     assert (
-        difference(layer(tower.blocks, 0).norm1(given("norm"))[0], first(seen["norm"][2])) <= TOLERANCE
+        difference(layer(tower.blocks, 0).norm1(given("norm"))[0], first(seen["norm"][2]))
+        <= TOLERANCE
     )
     assert difference(tower.merger(given("merger"))[0], first(seen["merger"][2])) <= TOLERANCE
 
