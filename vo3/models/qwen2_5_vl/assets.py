@@ -40,9 +40,13 @@ class Assets:
             from vo3.video import CropPolicy
 
             stored = self.settings.get("crop_policy")
-            self._given["crop_policy"] = (
-                CropPolicy(recipe="eval") if stored is None else CropPolicy.from_json(stored)
-            )
+            try:
+                policy = (
+                    CropPolicy(recipe="eval") if stored is None else CropPolicy.from_json(stored)
+                )
+            except (ValueError, TypeError) as error:
+                raise self._wrong("crop_policy", error) from error
+            self._given["crop_policy"] = policy
         return self._given["crop_policy"]
 
     @property
@@ -54,5 +58,14 @@ class Assets:
             name = self.settings.get("prompt_pack") or "default"
             file = None if self.source is None else self.source / name
             found = file is not None and name.endswith((".yaml", ".yml")) and file.exists()
-            self._given["prompt_pack"] = PromptPack.load(file if found else name)
+            try:
+                pack = PromptPack.load(file if found else name)
+            except ValueError as error:
+                raise self._wrong("prompt_pack", error) from error
+            self._given["prompt_pack"] = pack
         return self._given["prompt_pack"]
+
+    def _wrong(self, setting: str, error: Exception) -> Exception:
+        from vo3.models.safetensors_io import CheckpointError
+
+        return CheckpointError(f"{self.source}/vo3.json, {setting}: {error}")
