@@ -1,0 +1,1 @@
+"""Training data: rows, checks, packing and loading."""

@@ -1,0 +1,1 @@
+"""Benchmarks: running, scoring and reporting."""
