@@ -35,14 +35,19 @@ def get_config(stage: str = "stage1") -> ml_collections.ConfigDict:
             "emphasis": 4.0,
         }
     )
-    if stage == "stage1":
-        config.steps = 500
+    if stage == "stage0":
+        config.steps = 200
         config.schedule = "constant"
         config.init_vision = "out/clueworld/vision/vision.npz"
+        config.data.update({"seed": 3, "patches": 4, "length": 400})
+    elif stage == "stage1":
+        config.steps = 300
+        config.schedule = "constant"
+        config.init_from = "out/clueworld/stage0"
     elif stage == "stage2":
         config.steps = 1200
         config.init_from = "out/clueworld/stage1"
-        config.data.update({"seed": 2, "patches": 32, "length": 560})
+        config.data.update({"seed": 2, "patches": 32, "length": 576})
     else:
         raise ValueError(f"unknown stage {stage!r}; one of 'stage1', 'stage2'")
     return config

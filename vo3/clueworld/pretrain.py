@@ -2,7 +2,7 @@
 
     python -m vo3.clueworld.pretrain --workdir=DIR [--steps=600]
 
-The heads read the clock and the card's colour from overview tokens, and colour and digit from clip tokens. A further head, behind a stopped gradient, tries the digit
+The heads read the clock and the card's colour from each token of an overview frame, and colour and digit from clip tokens. A further head, behind a stopped gradient, tries the digit
 from overview tokens: it shows how much of the fine evidence a coarse view gives away.
 """
 
@@ -149,12 +149,14 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
 
     coarse, fine = tokens(batch.coarse, (1, 2, 4)), tokens(batch.fine, (1, 6, 12))
     n, k = len(coarse), len(fine)
-    right = coarse[:, 1]
+    # Both tokens of an overview frame learn to hold its clock and its card, so that the decoder finds the one by the other in one step of attention.
+    clock = jnp.broadcast_to(batch.clock[:, None], (n, 2, 8))
+    color = jnp.broadcast_to(batch.color[:, None], (n, 2, 2))
     scores = {
-        "clock": (probe.clock(coarse[:, 0]).reshape(n, 8, 11), batch.clock, batch.clock >= 0),
-        "color": (probe.color(right).reshape(n, 2, 9), batch.color, batch.color >= 0),
+        "clock": (probe.clock(coarse).reshape(n, 2, 8, 11), clock, clock >= 0),
+        "color": (probe.color(coarse).reshape(n, 2, 2, 9), color, color >= 0),
         "leak": (
-            probe.leak(jax.lax.stop_gradient(right)).reshape(n, 2, 11),
+            probe.leak(jax.lax.stop_gradient(coarse[:, 1])).reshape(n, 2, 11),
             batch.coarse_digit,
             batch.coarse_digit != BLANK,
         ),

@@ -93,7 +93,7 @@ class Sighting:
 def sightings(world: World, overview: Observation) -> list[Sighting]:
     """What can be read off the overview about every card, in order of appearance.
 
-    Two frames share a temporal patch. A card seen in one patch is bounded by that patch's two clock readings, one seen in two by the readings between.
+    Two frames share a temporal patch: from the first clock of the first patch with the card to the second clock of the last.
     """
     times = np.asarray(overview.times)
     found = []
@@ -102,8 +102,7 @@ def sightings(world: World, overview: Observation) -> list[Sighting]:
         if len(frames) == 0:
             raise ValueError(f"world {world.seed}: the overview misses the {card.color} card")
         first, last = frames[0] // 2, frames[-1] // 2
-        bounds = (2 * first, 2 * first + 1) if first == last else (2 * first + 1, 2 * last)
-        found.append(Sighting(card, *(int(times[b]) for b in bounds)))
+        found.append(Sighting(card, int(times[2 * first]), int(times[2 * last + 1])))
     return found
 
 

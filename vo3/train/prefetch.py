@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import itertools
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +17,15 @@ _SOURCE: Any = None
 
 def _start(make: Callable[[], Any]) -> None:
     global _SOURCE
+    threading.Thread(target=_leave_with_the_parent, args=(os.getppid(),), daemon=True).start()
     _SOURCE = make()
+
+
+def _leave_with_the_parent(parent: int) -> None:
+    # A worker holds both ends of its pipe, so a parent that was killed would leave it waiting for ever.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _batch(step: int) -> Any:
@@ -41,7 +53,7 @@ def prefetch(
     ) as pool:
         steps = iter(range(start, stop))
         pending = collections.deque(
-            pool.submit(_batch, step) for step, _ in zip(steps, range(depth), strict=False)
+            pool.submit(_batch, step) for step in itertools.islice(steps, depth)
         )
         try:
             while pending:

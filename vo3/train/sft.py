@@ -167,7 +167,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> nnx.Sta
         ):
             waited += time.time() - ready
             params, opt_state, metrics = step_fn(params, opt_state, batch)
-            jax.block_until_ready(metrics)  # else the step's own time would count as waiting for data
+            jax.block_until_ready(
+                metrics
+            )  # else the step's own time would count as waiting for data
             done = i + 1
             if done % config.log_every == 0 or done == config.steps:
                 row = {k: round(float(v), 5) for k, v in metrics.items()}
