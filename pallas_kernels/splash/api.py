@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.splash import reference, xla
+from pallas_kernels import schedule, tuning
+from pallas_kernels.schedule import Plan
+from pallas_kernels.splash import reference, tpu, xla
 from pallas_kernels.visibility import Visibility
 
 Implementation = Literal["auto", "splash", "xla", "reference"]
@@ -40,6 +42,7 @@ def splash_attention(
     return_lse: bool = False,
     block_sizes: BlockSizes | None = None,
     implementation: Implementation | None = None,
+    plan: Plan | None = None,
 ) -> Float[Array, "B N L H"] | tuple[Float[Array, "B N L H"], Float[Array, "B N L"]]:
     """Attention in O(L) memory where every query sees the keys that `visible(q, k)` names.
 
@@ -53,6 +56,8 @@ def splash_attention(
       block_sizes: tokens per block; None takes the tuned ones.
       implementation: "splash" (Pallas TPU), "xla" (chunked, any device), "reference" (dense float32); None or "auto" picks by
         platform and logs the choice once.
+      plan: the block schedule of (q_vis, kv_vis, causal) from `attention_plan`, when many calls (layers) share it; its block
+        sizes hold. None builds it here.
 
     Returns:
       out in q's dtype [, lse in float32]. A row that sees nothing has out 0, lse -inf and zero gradients.
@@ -80,8 +85,50 @@ def splash_attention(
             block_kv=block_sizes and block_sizes.kv,
         )
     else:
-        raise NotImplementedError("the TPU kernel is not part of this version; use 'xla'")
+        out, lse = tpu.attention(
+            q,
+            k,
+            v,
+            q_vis,
+            kv_vis,
+            causal=causal,
+            scale=scale,
+            plan=plan,
+            blocks=block_sizes and (block_sizes.q, block_sizes.kv),
+        )
     return (out, lse) if return_lse else out
+
+
+def attention_plan(
+    q_vis: Visibility,
+    kv_vis: Visibility,
+    *,
+    causal: bool,
+    q_heads: int,
+    kv_heads: int,
+    dtype: jnp.dtype = jnp.bfloat16,
+    block_sizes: BlockSizes | None = None,
+    implementation: Implementation | None = None,
+) -> Plan | None:
+    """The schedule that `splash_attention` calls on these fields share; None where the implementation takes none.
+
+    Build it once per mask and step, outside the scan over layers.
+
+    Raises:
+      ValueError: bad fields or block sizes.
+      NotImplementedError: more blocks than the schedule holds.
+    """
+    q_vis.validate("q_vis")
+    kv_vis.validate("kv_vis")
+    if _choose(implementation) != "splash":
+        return None
+    length, keys = q_vis.order.shape[-1], kv_vis.order.shape[-1]
+    if block_sizes is None:
+        itemsize = jnp.dtype(dtype).itemsize
+        block_sizes = BlockSizes(*tpu.block_sizes(q_heads, kv_heads, length, keys, itemsize))
+    return schedule.make_plan(
+        q_vis, kv_vis, block_q=block_sizes.q, block_kv=block_sizes.kv, causal=causal
+    )
 
 
 def _rows(field) -> Array:
@@ -93,8 +140,8 @@ def _rows(field) -> Array:
 def _choose(implementation: Implementation | None) -> str:
     if implementation not in (None, "auto"):
         return implementation
-    platform = jax.default_backend()
-    chosen = "xla"
+    platform = tuning.current_device() or jax.default_backend()
+    chosen = "xla" if tuning.current_device() is None else "splash"
     if platform not in _logged:
         _logged.add(platform)
         _log.info("splash_attention: implementation %r on platform %r", chosen, platform)
