@@ -185,11 +185,13 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> nnx.Sta
                 logging.info("%s", row)
                 begin, waited, last = time.time(), 0.0, done
             if manager.should_save(done) or done == config.steps:
+                # Copies: the save goes on in the background while the next step donates these buffers, which on CPU the writer may still share.
+                kept = jax.tree.map(jnp.copy, (params, opt_state))
                 manager.save(
                     done,
                     args=ocp.args.Composite(
-                        params=ocp.args.StandardSave(params),
-                        optimizer=ocp.args.StandardSave(opt_state),
+                        params=ocp.args.StandardSave(kept[0]),
+                        optimizer=ocp.args.StandardSave(kept[1]),
                     ),
                     force=True,
                 )
