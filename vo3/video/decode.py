@@ -14,7 +14,7 @@ from vo3.video.resize import resize
 from vo3.video.source import Source
 
 # Decoding on is cheaper than a seek that would save fewer frames than this.
-_WORTH_A_SEEK = 12
+_WORTH_A_SEEK = 16
 # Where key frames are unknown, a seek is tried over gaps of this many frames; each vain one doubles it.
 _BLIND_GAP = 50
 # A tail that is missing is filled with the last frame, as a player does, up to this long.
@@ -162,7 +162,7 @@ class _Reading:
         latest = self._ahead or self._current
         position = latest.time if latest else self._probe.origin
         if not self._ended and self._saves(position, target):
-            self._jump(target - self._probe.lead, target)
+            self._jump(target, target)
             if latest and self._landed and self._reader.key_time <= position:
                 self._blind_gap *= 2  # no further than where the reader already stood
         back = float(self._stream.time_base)
