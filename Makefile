@@ -16,6 +16,7 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 WORKERS ?= $(shell echo $$(( $(CPUS) < 8 ? $(CPUS) : 8 )))
 PIP := -m pip install -qq --disable-pip-version-check
 APT_PACKAGES := opencv-doc gnome-user-docs ffmpeg shellcheck
+BENCHMARKS ?= model video
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help
@@ -55,7 +56,16 @@ apt:  ## real videos and tools for the tests, where apt-get may be used
 
 .PHONY: demo
 demo: $(VENV)/.core  ## make a long synthetic video, ask a question on it, write out/demo.html
-	@$(BIN)/python -m vo3.clueworld.demo --out out
+	@JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR-.cache/jax} $(BIN)/python -m vo3.clueworld.demo --out out
+
+.PHONY: picture
+picture: demo  ## renew the README's pictures from the demo's page (needs chromium)
+	@mkdir -p docs
+	for scheme in 1:light 0:dark; do
+	  chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1.5 \
+	    --blink-settings=preferredColorScheme=$${scheme%%:*} --window-size=1200,820 \
+	    --screenshot=docs/demo-$${scheme##*:}.png file://$(CURDIR)/out/demo.html 2>/dev/null
+	done
 
 .PHONY: test
 test: $(VENV)/.parity apt lint  ## lint, the whole test suite, and the quick subset on Python 3.12
@@ -88,7 +98,7 @@ format: $(VENV)/.dev  ## let ruff rewrite the sources
 
 .PHONY: bench
 bench: $(VENV)/.parity  ## side-by-side measurements, one table
-	$(BIN)/python -m benchmarks
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 .PHONY: clueworld
 clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it

@@ -17,15 +17,16 @@ from etils import epath
 import vo3
 
 
+# transformers announces on import that it found no torch; nothing here needs torch.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 class UsageError(ValueError):
     """An argument that cannot be used; the message names it and the remedy."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    # transformers announces at import that it found no torch; nothing here needs torch.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
