@@ -1,0 +1,116 @@
+"""VideoAgent: what goes in is checked, what comes out is the engine's."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import rollout_fakes as fakes
+
+from vo3.agent import VideoAgent, lettered
+from vo3.rollout import ContextError, OptionError, events
+from vo3.trajectory import Trajectory
+from vo3.video import CropPolicy, VideoCrop, VideoError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return fakes.byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def agent(tokenizer):
+    return VideoAgent(
+        fakes.random_model(tokenizer),
+        tokenizer=tokenizer,
+        crop_policy=fakes.CROP,
+        buckets=fakes.BUCKETS,
+        max_new_tokens=12,
+        max_length=4096,
+    )
+
+
+@pytest.fixture(scope="module")
+def mp4(tmp_path_factory):
+    return fakes.write_mp4(tmp_path_factory.mktemp("agent") / "blocks.mp4", seconds=6)
+
+
+def test_ask(agent, mp4):
+    told = []
+    got = agent.ask(mp4, "What is it?", ["a cat", "a dog"], on_event=told.append)
+    assert isinstance(got, Trajectory) and got.outcome == "text" and got.task.video == mp4
+    assert got.task.options == {"A": "a cat", "B": "a dog"} and "B. a dog" in got.turns[1].text
+    assert got.prompt_pack == "default"
+    assert sum(isinstance(e, events.Token) for e in told) == 12 == len(got.turns[-1].ids)
+    assert sorted(agent.last_clips) == [o.index for o in got.observations] == [0]
+    assert agent.last_clips[0].frames.shape[0] == len(got.observations[0].times)
+
+
+def test_a_second_question_shares_the_overview(agent, mp4):
+    agent.ask(mp4, "What is it?")
+    again = agent.ask(pathlib.Path(mp4), "Who is it?")
+    assert again.meta["tokens"]["shared"] > 800 and again.meta["tokens"]["patches"] == 0
+    opened = agent.ask(VideoCrop(mp4, fakes.CROP), "Why is it?")
+    assert opened.meta["tokens"]["shared"] > 800 and opened.task.video == mp4
+
+
+def test_max_turns(tokenizer, mp4, monkeypatch, agent):
+    scripted = fakes.scripted_engine(
+        agent.engine.model, tokenizer, agent.engine.programs, fakes.call(1, 3), fakes.answer("B")
+    )
+    monkeypatch.setattr(agent, "engine", scripted)
+    got = agent.ask(mp4, "What is it?", {"A": "x", "B": "y"}, 1)
+    assert [t.kind for t in got.turns[2:]] == ["call", "forced", "answer"]
+    assert (got.outcome, got.answer) == ("answered", "B") and sorted(agent.last_clips) == [0, 1]
+    assert agent.last_clips[1].start == 1.0
+
+
+def test_overrides(tokenizer):
+    model = fakes.random_model(tokenizer)
+    agent = VideoAgent(
+        model, tokenizer=tokenizer, temperature=0.7, top_p=0.9, seed=4, mode="rl", max_videos=3
+    )
+    assert agent.sampling.method == "filtered" and agent.sampling.seed == 4
+    assert agent.engine.policy.max_videos == 3 and agent.engine.policy.stop == ("</grounding>",)
+    assert agent.crop_policy == CropPolicy(recipe="eval")
+    with pytest.raises(
+        ValueError, match="unknown override 'temprature'; did you mean 'temperature'"
+    ):
+        VideoAgent(model, tokenizer=tokenizer, temprature=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"a": "x", "b": "y"}, "lettered a, b; letter them A, B"),
+        ({"A": "x", "C": "y"}, "lettered A, C; letter them A, B"),
+        ({"B": "x", "A": "y"}, "in this order"),
+        ({"1": "x"}, "lettered 1"),
+        ({"A": ""}, "option A is ''"),
+        ({"A": 5}, "option A is 5"),
+        ("yes no", "one text"),
+        (["x"] * 27, "letters for 26"),
+    ],
+)
+def test_bad_options(agent, mp4, options, message):
+    with pytest.raises(OptionError, match=message):
+        agent.ask(mp4, "What is it?", options)
+    assert issubclass(OptionError, ValueError)
+
+
+def test_options_by_letter():
+    assert lettered(None) is None and lettered([]) is None and lettered({}) is None
+    assert lettered(("x", "y")) == {"A": "x", "B": "y"} == lettered({"A": "x", "B": "y"})
+
+
+def test_bad_videos(agent, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    for video in (tmp_path / "missing.mp4", tmp_path, tmp_path / "text.mp4"):
+        with pytest.raises(VideoError) as caught:
+            agent.ask(video, "What is it?")
+        assert caught.value.remedy and video.name in str(caught.value)
+
+
+def test_a_question_longer_than_the_context(agent, mp4):
+    with pytest.raises(ContextError, match="raise max_length"):
+        agent.ask(mp4, "why " * 2000)
