@@ -5,8 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+import pallas_kernels
 from pallas_kernels import schedule
-from pallas_kernels.splash import common, forward as splash_forward
+from pallas_kernels.splash import backward as splash_backward
+from pallas_kernels.splash import common
+from pallas_kernels.splash import forward as splash_forward
 from pallas_kernels.visibility import Visibility
 
 # The decoder of Qwen2.5-VL-7B: 28 query heads, 4 kv heads, head dim 128. Its vision tower: 16 heads, head dim 80.
@@ -21,17 +24,24 @@ def _abstract(length, q_heads, kv_heads, head_dim, dtype=jnp.bfloat16):
 
 
 def forward(
-    *, block_q=512, block_kv=512, length=4096, q_heads=Q_HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
-    causal=1, unroll=0, step_heads=1, vmem=None,
+    *,
+    block_q=512,
+    block_kv=512,
+    length=4096,
+    q_heads=Q_HEADS,
+    kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    causal=1,
+    unroll=0,
+    step_heads=1,
+    vmem=None,
 ):
     """Our forward kernel with its schedule."""
     static = common.Static(head_dim**-0.5, step_heads, bool(unroll), vmem, False)
     q, k, v, vis = _abstract(length, q_heads, kv_heads, head_dim)
 
     def fn(q, k, v, vis):
-        plan = schedule.make_plan(
-            vis, vis, block_q=block_q, block_kv=block_kv, causal=bool(causal)
-        )
+        plan = schedule.make_plan(vis, vis, block_q=block_q, block_kv=block_kv, causal=bool(causal))
         grouped = q.reshape(1, kv_heads, q_heads // kv_heads, length, head_dim)
         fields = common.pack_q(vis, 1, 0), common.pack_kv(vis, 1, 0)
         return splash_forward.forward(grouped, k, v, *fields, plan, static)
@@ -39,13 +49,58 @@ def forward(
     return fn, (q, k, v, vis)
 
 
+def dkv(**options):
+    """Our dk and dv kernel with its schedule."""
+    return _backward(splash_backward.dkv, **options)
+
+
+def dq(**options):
+    """Our dq kernel with its schedule."""
+    return _backward(splash_backward.dq, **options)
+
+
+def _backward(
+    kernel,
+    *,
+    block_q=512,
+    block_kv=512,
+    length=4096,
+    q_heads=Q_HEADS,
+    kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    causal=1,
+    unroll=0,
+    step_heads=1,
+    vmem=None,
+):
+    static = common.Static(head_dim**-0.5, step_heads, bool(unroll), vmem, False)
+    q, k, v, vis = _abstract(length, q_heads, kv_heads, head_dim)
+    q = jax.ShapeDtypeStruct((1, kv_heads, q_heads // kv_heads, length, head_dim), q.dtype)
+    row = jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)
+
+    def fn(q, k, v, d_out, lse, delta, vis):
+        plan = schedule.make_plan(
+            vis, vis, block_q=block_q, block_kv=block_kv, causal=bool(causal)
+        )
+        fields = common.pack_q(vis, 1, 0), common.pack_kv(vis, 1, 0)
+        return kernel(q, k, v, d_out, lse, delta, *fields, plan, static)
+
+    return fn, (q, k, v, q, row, row, vis)
+
+
 def _jax_splash(block_q, block_kv, block_kv_compute, length, q_heads, backward):
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_mask as mask,
     )
 
-    sizes = {"block_q": block_q, "block_kv": block_kv, "block_kv_compute": block_kv_compute or block_kv}
+    sizes = {
+        "block_q": block_q,
+        "block_kv": block_kv,
+        "block_kv_compute": block_kv_compute or block_kv,
+    }
     if backward:
         sizes |= {
             "block_q_dkv": block_q,
@@ -69,7 +124,9 @@ def jax_splash_forward(*, block_q=512, block_kv=512, block_kv_compute=None, leng
     return _jax_splash(block_q, block_kv, block_kv_compute, length, q_heads, False)
 
 
-def jax_splash_backward(*, block_q=512, block_kv=512, block_kv_compute=None, length=4096, q_heads=8):
+def jax_splash_backward(
+    *, block_q=512, block_kv=512, block_kv_compute=None, length=4096, q_heads=8
+):
     """The gradients of JAX's splash attention: kernels dq and dkv (and forward)."""
     run, args = _jax_splash(block_q, block_kv, block_kv_compute, length, q_heads, True)
 
@@ -77,3 +134,30 @@ def jax_splash_backward(*, block_q=512, block_kv=512, block_kv_compute=None, len
         return run(q, k, v, s).astype(jnp.float32).sum()
 
     return jax.grad(loss, argnums=(0, 1, 2)), args
+
+
+def attention(
+    *,
+    length=4096,
+    q_heads=Q_HEADS,
+    kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    causal=1,
+    gradient=1,
+    rows=1,
+    device="v5e",
+):
+    """`splash_attention` as a model calls it, or its gradients, traced for `device`."""
+    q, k, v, vis = _abstract(length, q_heads, kv_heads, head_dim)
+    q, k, v = (jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for x in (q, k, v))
+    vis = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, length), x.dtype), vis)
+
+    def run(q, k, v, vis):
+        with pallas_kernels.target(device):
+            return pallas_kernels.splash_attention(q, k, v, vis, vis, causal=bool(causal))
+
+    def gradients(q, k, v, vis, d_out):
+        out, pull = jax.vjp(lambda *x: run(*x, vis), q, k, v)
+        return out, pull(d_out)
+
+    return (gradients, (q, k, v, vis, q)) if gradient else (run, (q, k, v, vis))
