@@ -2,7 +2,7 @@
 
     python -m vo3.clueworld.recipe --workdir=out/clueworld
 
-Stage 0 trains the vision tower alone, stage 1 on short overviews, stage 2 on whole ones; then the result is written as safetensors with its config,
+First the vision tower alone, then trajectories with short, middle and whole overviews; then the result is written as safetensors with its config,
 tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
 """
 
@@ -21,52 +21,43 @@ from vo3.clueworld.config import model_config
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy
 
-STAGES = ("vision", "stage1", "stage2")
+STAGES = ("short", "middle", "whole")
 
 
 def commands(workdir: epath.Path) -> dict[str, list[str]]:
     """The command of each stage, in order."""
-    sft = [sys.executable, "-m", "vo3.train.sft"]
-    return {
-        "vision": [
-            sys.executable,
-            "-m",
-            "vo3.clueworld.pretrain",
-            f"--workdir={workdir / 'vision'}",
-        ],
-        "stage1": [
-            *sft,
-            "--config=configs/clueworld.py:stage1",
-            f"--workdir={workdir / 'stage1'}",
-            f"--config.init_vision={workdir / 'vision' / 'vision.npz'}",
-        ],
-        "stage2": [
-            *sft,
-            "--config=configs/clueworld.py:stage2",
-            f"--workdir={workdir / 'stage2'}",
-            f"--config.init_from={workdir / 'stage1'}",
-        ],
-    }
+    vision = workdir / "vision"
+    made = {"vision": [sys.executable, "-m", "vo3.clueworld.pretrain", f"--workdir={vision}"]}
+    start = f"--config.init_vision={vision / 'vision.npz'}"
+    for stage in STAGES:
+        made[stage] = [
+            *(sys.executable, "-m", "vo3.train.sft"),
+            f"--config=configs/clueworld.py:{stage}",
+            f"--workdir={workdir / stage}",
+            start,
+        ]
+        start = f"--config.init_from={workdir / stage}"
+    return made
 
 
 def export(workdir: epath.Path, target: epath.Path) -> None:
-    """Writes the newest checkpoint of stage 2 as a Hugging Face directory with `vo3.json` and the training log."""
+    """Writes the newest checkpoint of the last stage as a Hugging Face directory with `vo3.json` and the training log."""
     from vo3.models import hf_io
     from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
     from vo3.train.sft import latest_params
 
     model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(0))
-    nnx.update(model, latest_params(model, workdir / "stage2"))
+    nnx.update(model, latest_params(model, workdir / STAGES[-1]))
     target.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save_pretrained(os.fspath(target))
     hf_io.save(model, target)
     extras = {"crop_policy": crop_policy().to_json(), "prompt_pack": "clueworld"}
     (target / "vo3.json").write_text(json.dumps(extras, indent=1) + "\n")
-    rows = [(workdir / "vision" / "vision_log.jsonl").read_text().splitlines()]
-    rows += [(workdir / stage / "log.jsonl").read_text().splitlines() for stage in STAGES[1:]]
+    logs = {"vision": workdir / "vision" / "vision_log.jsonl"}
+    logs |= {stage: workdir / stage / "log.jsonl" for stage in STAGES}
     with (target / "training_log.jsonl").open("w") as log:
-        for stage, lines in zip(STAGES, rows, strict=True):
-            for line in lines:
+        for stage, path in logs.items():
+            for line in path.read_text().splitlines():
                 log.write(json.dumps({"stage": stage, **json.loads(line)}) + "\n")
 
 

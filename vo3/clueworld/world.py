@@ -227,9 +227,9 @@ def _clock_dots(character: str, size: int) -> np.ndarray:
 
 
 def _draw_clock(frame: np.ndarray, seconds: int, scale: int) -> None:
-    """Four digits, blank-padded, two in each 14 px patch of an overview frame; a dot is 6 native pixels."""
+    """Four digits from the left, two in each 14 px patch of an overview frame; a dot is 6 native pixels."""
     frame[: 60 // scale, : 168 // scale] = 12
-    for column, character in zip((6, 42, 90, 126), f"{seconds:4d}", strict=True):
+    for column, character in zip((6, 42, 90, 126), f"{seconds:<4d}", strict=True):
         if character == " ":
             continue
         dots = _clock_dots(character, 6 // scale)

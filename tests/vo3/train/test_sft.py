@@ -11,7 +11,7 @@ from vo3.train import sft
 
 
 def debug_config(**changes):
-    config = get_config("stage1")
+    config = get_config("short")
     config.update({"init_vision": "", "workers": 0, "steps": 4, "warmup": 1, "log_every": 1})
     config.save_every = 2
     config.data.update({"worlds": 2, "patches": 2, "length": 400})
