@@ -66,10 +66,10 @@ def splash_attention(
       ValueError: an argument of the wrong shape, dtype or range, named with what was got and wanted.
       NotImplementedError: the named implementation cannot do this, with the reason.
     """
-    _check(q, k, v, q_vis, kv_vis, block_sizes, implementation)
+    _check(q, k, v, q_vis, kv_vis, block_sizes)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q_vis, kv_vis = (jax.tree.map(lambda x: _rows(x), vis) for vis in (q_vis, kv_vis))
-    chosen = _choose(implementation)
+    chosen = choose(implementation)
     if chosen == "reference":
         out, lse = reference.attention(q, k, v, q_vis, kv_vis, causal=causal, scale=scale)
     elif chosen == "xla":
@@ -120,7 +120,7 @@ def attention_plan(
     """
     q_vis.validate("q_vis")
     kv_vis.validate("kv_vis")
-    if _choose(implementation) != "splash":
+    if choose(implementation) != "splash":
         return None
     length, keys = q_vis.order.shape[-1], kv_vis.order.shape[-1]
     if block_sizes is None:
@@ -137,18 +137,25 @@ def _rows(field) -> Array:
     return field[None] if field.ndim == 1 else field
 
 
-def _choose(implementation: Implementation | None) -> str:
+def choose(implementation: Implementation | None) -> str:
+    """The implementation to run: the named one, else by platform, logged once.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {implementation!r}; wanted one of {IMPLEMENTATIONS}")
     if implementation not in (None, "auto"):
         return implementation
     platform = tuning.current_device() or jax.default_backend()
     chosen = "xla" if tuning.current_device() is None else "splash"
     if platform not in _logged:
         _logged.add(platform)
-        _log.info("splash_attention: implementation %r on platform %r", chosen, platform)
+        _log.info("attention: implementation %r on platform %r", chosen, platform)
     return chosen
 
 
-def _check(q, k, v, q_vis, kv_vis, block_sizes, implementation) -> None:
+def _check(q, k, v, q_vis, kv_vis, block_sizes) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {x.shape}; wanted [rows, heads, length, head dim]")
@@ -173,7 +180,5 @@ def _check(q, k, v, q_vis, kv_vis, block_sizes, implementation) -> None:
             raise ValueError(
                 f"{name} has fields {vis.order.shape}; wanted ({size},) or ({rows}, {size})"
             )
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is {implementation!r}; wanted one of {IMPLEMENTATIONS}")
     if block_sizes is not None and min(block_sizes.q, block_sizes.kv) < 1:
         raise ValueError(f"block_sizes is {block_sizes}; wanted at least 1")

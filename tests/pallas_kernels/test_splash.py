@@ -250,10 +250,10 @@ def test_auto_picks_by_platform_and_logs_once(caplog):
         for choice in (None, "auto", None):
             splash_attention(x, x, x, vis, vis, causal=True, implementation=choice)
     assert [r.getMessage() for r in caplog.records] == [
-        "splash_attention: implementation 'xla' on platform 'cpu'"
+        "attention: implementation 'xla' on platform 'cpu'"
     ]
     with pallas_kernels.target("v5e"):
-        assert api._choose(None) == "splash"
+        assert api.choose(None) == "splash"
 
 
 def test_the_kernel_says_why_it_cannot():
