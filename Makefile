@@ -16,6 +16,7 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 WORKERS ?= $(shell echo $$(( $(CPUS) < 8 ? $(CPUS) : 8 )))
 PIP := -m pip install -qq --disable-pip-version-check
 APT_PACKAGES := opencv-doc gnome-user-docs ffmpeg shellcheck
+QUICK = $(shell grep -rl 'mark.quick' tests --include='test_*.py')
 BENCHMARKS ?= model video
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -37,8 +38,13 @@ $(VENV)/.dev: $(VENV)/.core
 
 # The reference implementations that the tests compare with. torchvision wants a torch build of its own, hence --no-deps.
 $(VENV)/.parity: $(VENV)/.dev
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python $(PIP) torch==2.13.0
-	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python $(PIP) --no-deps torchvision==0.28.0
+	$(BIN)/python $(PIP) torch==2.13.0
+	$(BIN)/python $(PIP) --no-deps torchvision==0.28.0
+	touch $@
+
+# What the tests marked `quick` need.
+$(VENV)/.quick: $(VENV)/.core
+	$(BIN)/python $(PIP) pytest pytest-xdist hypothesis
 	touch $@
 
 .PHONY: apt
@@ -78,8 +84,8 @@ test-quick:  ## the tests marked `quick` on Python 3.12, when there is one
 	if [ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = 3.12 ]; then
 	  echo "test-quick: left out, $(VENV) is Python 3.12 already"; exit 0
 	fi
-	$(MAKE) --no-print-directory PYTHON=$(PYTHON_312) VENV=.venv-3.12 .venv-3.12/.dev
-	.venv-3.12/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'quick and not soak'
+	$(MAKE) --no-print-directory PYTHON=$(PYTHON_312) VENV=.venv-3.12 .venv-3.12/.quick
+	.venv-3.12/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'quick and not soak' $(QUICK)
 
 .PHONY: soak
 soak: $(VENV)/.parity apt  ## what takes longer than the test suite may: kill tests, fuzzing, load, every chip
