@@ -79,9 +79,7 @@ def _backward(
     row = jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)
 
     def fn(q, k, v, d_out, lse, delta, vis):
-        plan = schedule.make_plan(
-            vis, vis, block_q=block_q, block_kv=block_kv, causal=bool(causal)
-        )
+        plan = schedule.make_plan(vis, vis, block_q=block_q, block_kv=block_kv, causal=bool(causal))
         fields = common.pack_q(vis, 1, 0), common.pack_kv(vis, 1, 0)
         return kernel(q, k, v, d_out, lse, delta, *fields, plan, static)
 
@@ -161,3 +159,28 @@ def attention(
         return out, pull(d_out)
 
     return (gradients, (q, k, v, vis, q)) if gradient else (run, (q, k, v, vis))
+
+
+def prefix_decode(*, groups=2, rollouts=8, prefix=16384, suffix=4096, device="v5e"):
+    """One new token per rollout of the decoder over a shared prefix, traced for `device`."""
+    cache = jax.ShapeDtypeStruct((groups, KV_HEADS, prefix, HEAD_DIM), jnp.bfloat16)
+    own = jax.ShapeDtypeStruct((groups, rollouts, KV_HEADS, suffix, HEAD_DIM), jnp.bfloat16)
+    q = jax.ShapeDtypeStruct((groups, rollouts, Q_HEADS, HEAD_DIM), jnp.bfloat16)
+    lengths = (
+        jax.ShapeDtypeStruct((groups,), jnp.int32),
+        jax.ShapeDtypeStruct((groups, rollouts), jnp.int32),
+    )
+
+    def run(q, prefix_k, prefix_v, suffix_k, suffix_v, prefix_length, suffix_length):
+        with pallas_kernels.target(device):
+            return pallas_kernels.prefix_decode(
+                q,
+                prefix_k,
+                prefix_v,
+                suffix_k,
+                suffix_v,
+                prefix_length=prefix_length,
+                suffix_length=suffix_length,
+            )
+
+    return run, (q, cache, cache, own, own, *lengths)

@@ -21,6 +21,7 @@ import glob
 import importlib
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def read_dump(folder: str) -> dict[str, Kernel]:
     """Every custom kernel in a dump folder by name (XLA's own fusions are left out)."""
     kernels = {}
     for path in sorted(glob.glob(f"{folder}/*schedule-analysis_final_bundles.txt")):
-        head = open(path, errors="replace").read()
+        head = pathlib.Path(path).read_text(errors="replace")
         found = re.search(r"total scheduled bundles:\s+(\d+)", head)
         if not found or "tpu_custom_call" not in head:
             continue
@@ -131,8 +132,10 @@ def read_dump(folder: str) -> dict[str, Kernel]:
             continue
         (text,) = glob.glob(f"{folder}/{glob.escape(stem)}-[0-9]*-final_bundles.txt")
         (slots,) = glob.glob(f"{folder}/{glob.escape(stem)}-[0-9]*-final_hlo-static-per-bundle*")
-        sections, step = read_sections(open(text, errors="replace").read())
-        kernels[name] = Kernel(int(found.group(1)), _slots(open(slots).read()), sections, step)
+        sections, step = read_sections(pathlib.Path(text).read_text(errors="replace"))
+        kernels[name] = Kernel(
+            int(found.group(1)), _slots(pathlib.Path(slots).read_text()), sections, step
+        )
     return kernels
 
 
@@ -166,12 +169,12 @@ def read_sections(text: str, *, least: int = 60) -> tuple[tuple[Section, ...], i
             loops.append((goal, at + DELAY + 1))
     # A span that holds another one is the pipeline around the kernel, or an outer guard.
     inner = [
-        s for s in sorted(set(spans)) if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)
+        s
+        for s in sorted(set(spans))
+        if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)
     ]
     sections = tuple(
-        Section(
-            end - begin, tuple(b - a for a, b in sorted(set(loops)) if begin <= a and b <= end)
-        )
+        Section(end - begin, tuple(b - a for a, b in sorted(set(loops)) if begin <= a and b <= end))
         for begin, end in inner
     )
     return sections, last + 1 - sum(s.bundles for s in sections)
@@ -194,7 +197,9 @@ def main() -> None:
     cases = "benchmarks.attention_cases"
     for target in args.fn or [f"{cases}:forward", f"{cases}:jax_splash_forward"]:
         compiled = measure(args.topology, target, **options)
-        print(f"{target} {options} compiled for {compiled.device}: {compiled.temp_bytes} temp bytes")
+        print(
+            f"{target} {options} compiled for {compiled.device}: {compiled.temp_bytes} temp bytes"
+        )
         for name, kernel in sorted(compiled.kernels.items()):
             print(f"  {kernel.bundles:6d} bundles  {name}   step {kernel.step}")
             for section in kernel.sections:
