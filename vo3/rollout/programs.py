@@ -13,17 +13,22 @@ Every size that a program sees comes from `Buckets`, so their number is bounded 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.visibility import Visibility
+from vo3.attention import AttentionMesh
 from vo3.models.qwen2_5_vl.cache import KVCache
+from vo3.models.qwen2_5_vl.config import TextConfig
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.models.qwen2_5_vl.vision import VisionInputs, vision_inputs
 from vo3.rollout.buckets import Buckets
@@ -43,20 +48,27 @@ class Programs:
     def __init__(self, model: Qwen2_5_VL):
         self.config = model.config
         self.dtype = model.dtype
+        self._mesh = model.decoder.mesh
         self.compiled: collections.Counter[tuple] = collections.Counter()
         self._graph, state = nnx.split(model)
         self._weights, self._tree = jax.tree.flatten(state)
-        self._encode = jax.jit(self._encode_body)
-        self._place = jax.jit(self._place_body)
-        self._prefill = jax.jit(self._prefill_body, donate_argnames=("cache",))
-        self._start = jax.jit(self._start_body, static_argnames=("method",))
-        self._decode = jax.jit(
-            self._decode_body, static_argnames=("method",), donate_argnames=("cache",)
-        )
-        self._resize = jax.jit(self._resize_body, static_argnames=("capacity",))
-        self._zeros = functools.cache(
-            lambda tokens: jnp.zeros((tokens, self.config.text.hidden_size), self.dtype)
-        )
+        place = None if self._mesh is None else _Places.of(self.config.text, self._mesh)
+        self._places = place
+        cache, whole = (place.cache, place.whole) if place else (None, None)
+
+        def jit(body, out, **options):
+            # On a mesh what a program gives is laid out as the next one takes it: another layout is another program.
+            return jax.jit(body, **({"out_shardings": out} if place else {}), **options)
+
+        donated = {"donate_argnames": ("cache",)}
+        method = {"static_argnames": ("method",)}
+        self._encode = jit(self._encode_body, whole)
+        self._place = jit(self._place_body, whole)
+        self._prefill = jit(self._prefill_body, (cache, whole), **donated)
+        self._start = jit(self._start_body, whole, **method)
+        self._decode = jit(self._decode_body, (cache, whole), **donated, **method)
+        self._resize = jit(self._resize_body, cache, static_argnames=("capacity",))
+        self._zeros = functools.cache(self._blank)
 
     @property
     def compilations(self) -> int:
@@ -112,8 +124,9 @@ class Programs:
         return self._decode(self._weights, cache, drawn, knobs, method=method)
 
     def empty(self, batch: int, capacity: int) -> KVCache:
-        """An unwritten cache."""
-        return KVCache.empty(self.config.text, batch, capacity, dtype=self.dtype)
+        """An unwritten cache, its heads over the devices that hold the model's."""
+        cache = KVCache.empty(self.config.text, batch, capacity, dtype=self.dtype)
+        return jax.device_put(cache, self._places.cache) if self._places else cache
 
     def resize(self, cache: KVCache, capacity: int) -> KVCache:
         """A copy of `cache` with `capacity` slots, no fewer than it has."""
@@ -147,6 +160,10 @@ class Programs:
 
     def _note(self, *key) -> None:
         self.compiled[key] += 1
+
+    def _blank(self, tokens: int) -> Float[Array, "L D"]:
+        rows = jnp.zeros((tokens, self.config.text.hidden_size), self.dtype)
+        return jax.device_put(rows, self._places.whole) if self._places else rows
 
     def _model(self, weights: Sequence[Array]) -> Qwen2_5_VL:
         return nnx.merge(self._graph, jax.tree.unflatten(self._tree, weights))
@@ -188,6 +205,24 @@ class Programs:
     def _resize_body(self, cache, *, capacity):
         self._note("resize", cache.batch, cache.capacity, capacity)
         return cache.grow(capacity)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Layouts on a mesh: the cache's heads stand where attention computes them, all else stands everywhere."""
+
+    cache: KVCache
+    whole: NamedSharding
+
+    @classmethod
+    def of(cls, config: TextConfig, mesh: AttentionMesh) -> _Places:
+        axes = tuple(name for name in mesh.heads if mesh.mesh.shape.get(name, 1) > 1)
+        ways = math.prod(mesh.mesh.shape[name] for name in axes)
+        split = axes if axes and config.num_key_value_heads % ways == 0 else None
+        heads = NamedSharding(mesh.mesh, PartitionSpec(None, None, split))
+        whole = NamedSharding(mesh.mesh, PartitionSpec())
+        seen = Visibility(whole, whole, whole, whole, whole)
+        return cls(KVCache(k=heads, v=heads, visibility=seen, length=whole), whole)
 
 
 def _document(order: Int[Array, "B L"], valid: Array) -> Visibility:

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from rollout_fakes import BUCKETS, TASK, NoiseVideo, ScriptedEngine, answer, call
 
+import vo3.models
 from pallas_kernels import Visibility
 from vo3.chat import encode
 from vo3.models.qwen2_5_vl import vision_inputs
@@ -232,3 +233,24 @@ def test_the_real_decoder_stops_by_itself(model, tokenizer, mp4, crop):
     rollout = engine.rollout(TASK, crop)
     assert rollout.trajectory.outcome == "text" and len(rollout.trajectory.turns[-1].ids) == 32
     assert isinstance(crop, VideoCrop) and rollout.clips[0].end == pytest.approx(12, abs=0.2)
+
+
+def test_two_devices_say_what_one_says(model, tokenizer, scripted, tmp_path):
+    """Weights, heads and cache over a mesh of two."""
+    model.save_hf(tmp_path / "model")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("model",))
+    spread = vo3.models.load(tmp_path / "model", mesh=mesh)
+    engine = ScriptedEngine(
+        spread,
+        tokenizer=tokenizer,
+        policy=RolloutPolicy(max_length=4096, reserve=64),
+        buckets=Buckets(tokens=(256,), patches=(64,), capacity=(2048,)),
+        script=SCRIPT[:2] + SCRIPT[-1:],
+        babble=8,
+    )
+    got = engine.rollout(TASK, NoiseVideo()).trajectory
+    one = scripted(*SCRIPT[:2], SCRIPT[-1], babble=8).rollout(TASK, NoiseVideo()).trajectory
+    assert [turn.ids for turn in got.turns] == [turn.ids for turn in one.turns]
+    cache = engine.programs.empty(1, 2048)
+    assert cache.k.sharding.shard_shape(cache.k.shape)[2] == cache.k.shape[2] // 2
+    assert max(collections.Counter(engine.programs.compiled).values()) == 1
