@@ -61,8 +61,9 @@ class Parts:
 
 def parts(chip: str, kernel: str) -> Parts:
     """Our kernel at the variant tuned for the chip."""
-    tuned = getattr(tuning.load(chip), "forward" if kernel == "forward" else kernel)
-    compiled = bundles.measure(TOPOLOGIES[chip], f"{CASES}:{kernel}", unroll=int(tuned.unroll))
+    tuned = getattr(tuning.load(chip), kernel)
+    options = {"unroll": int(tuned.unroll), "vmem": tuned.vmem_limit}
+    compiled = bundles.measure(TOPOLOGIES[chip], f"{CASES}:{kernel}", **options)
     found = compiled.kernel("visibility_splash")
     init, full, partial, finish = found.sections[-4:]
     return Parts(
@@ -138,9 +139,9 @@ def bundle_rows(chips: list[str]) -> Iterator[Row]:
             total / best,
             goal,
         )
+        backward = bundles.measure(TOPOLOGIES[chip], f"{CASES}:jax_splash_backward")
         for kernel, products, name in (("dkv", 4, "splash_mha_dkv"), ("dq", 3, "splash_mha_dq")):
-            unit = bundles.measure(TOPOLOGIES[chip], f"{CASES}:jax_splash_backward").kernel(name)
-            body = max(s.bundles for s in unit.sections)
+            body = max(s.bundles for s in backward.kernel(name).sections)
             yield from _bodies(chip, kernel, products, parts(chip, kernel), body)
 
 
