@@ -10,14 +10,19 @@ import ml_collections
 
 # stage: steps, learning-rate schedule, where the parameters come from, data
 _STAGES = {
-    "short": (400, "constant", "vision", {"seed": 1, "worlds": 8, "patches": 4, "length": 400}),
-    "middle": (400, "constant", "short", {"seed": 2, "worlds": 8, "patches": 10, "length": 440}),
-    "whole": (1200, "cosine", "middle", {"seed": 3, "worlds": 12, "patches": 32, "length": 576}),
+    "read": (
+        200,
+        "constant",
+        "vision",
+        {"seed": 1, "worlds": 12, "patches": 2, "length": 352, "transcripts": 9},
+    ),
+    "short": (250, "constant", "read", {"seed": 2, "worlds": 12, "patches": 6, "length": 400}),
+    "whole": (700, "cosine", "short", {"seed": 4, "worlds": 12, "patches": 32, "length": 544}),
 }
 
 
-def get_config(stage: str = "short") -> ml_collections.ConfigDict:
-    """Overviews of 4 (`short`), 10 (`middle`) and all 32 (`whole`) temporal patches, each stage from the one before."""
+def get_config(stage: str = "read") -> ml_collections.ConfigDict:
+    """`read`: transcripts of two temporal patches; `short`: trajectories with 6; `whole`: with all 32. Each from the one before."""
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
     steps, schedule, before, data = _STAGES[stage]

@@ -1,11 +1,13 @@
 """Training batches of the embedded world: every batch is a pure function of (seed, step), drawn from pixels rendered on the fly.
 
 Curriculum: the overview of a training row may be cut to `patches` neighbouring temporal patches (of 32). Short ones teach to transcribe, long ones to search.
+Before that, rows of many transcripts of a patch or two teach to read the clock: nothing to search for, and little text around it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +18,7 @@ from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy, cut_overview, noisy, observe, render
 from vo3.clueworld.world import COLORS, HELD_OUT, World, make_world
 from vo3.train.batch import Batch, Example, pack_rows
-from vo3.trajectory import Observation, Trajectory
+from vo3.trajectory import VIDEO_MARK, Observation, Trajectory, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class DataConfig:
       length: tokens of a packed row (one row a world).
       options_share: share of questions with lettered options.
       noise: standard deviation of pixel noise, in grey levels, drawn up to this.
+      transcripts: if not 0, rows hold that many transcripts of overviews of `patches`, and one of a clip, in place of trajectories.
       emphasis: loss weight of tokens that carry evidence (digits, colours, letters), against 1 for the rest.
     """
 
@@ -39,6 +42,7 @@ class DataConfig:
     length: int = 512
     options_share: float = 0.6
     noise: float = 5.0
+    transcripts: int = 0
     emphasis: float = 4.0
 
 
@@ -51,14 +55,19 @@ class Stream:
         self._weights = evidence_weights(tokenizer, config.emphasis)
 
     def batch(self, step: int) -> Batch:
-        """Rows of the step: one world a row, its trajectories packed."""
+        """Rows of the step, one of each world of `worlds`: its trajectories packed, or transcripts."""
         config = self.config
         rows, overviews, clips = [], [], []
         for i in range(config.worlds):
             rng = np.random.default_rng([config.seed, step, i])
-            world = make_world(HELD_OUT + int(rng.integers(2**40)))
-            world, overview, over_frames = self._overview(world, rng)
             row = []
+            if config.transcripts:
+                for _ in range(config.transcripts):
+                    row.append(self._transcript(self._world(rng), overviews, rng))
+                row.append(self._reading(self._world(rng), clips, rng))
+                rows.append(row)
+                continue
+            world, overview, over_frames = self._overview(self._world(rng), rng)
             for kind in ("digit", str(rng.choice(tasks.OVERVIEW_KINDS))):
                 trajectory = self._trajectory(world, kind, overview, rng)
                 row.append(self._example(trajectory, i, len(clips)))
@@ -70,6 +79,31 @@ class Stream:
         return pack_rows(
             rows, length=config.length, overviews=np.stack(overviews), clips=np.stack(clips)
         )
+
+    def _world(self, rng: np.random.Generator) -> World:
+        return make_world(HELD_OUT + int(rng.integers(2**40)))
+
+    def _transcript(self, world: World, overviews: list, rng: np.random.Generator) -> Example:
+        """A few patches and the list of cards in them, without question or prompt."""
+        world, overview, frames = self._overview(world, rng)
+        overviews.append(frames)
+        turns = (
+            Turn("question", VIDEO_MARK, observations=(overview,)),
+            Turn("text", f"<think>cards: {tasks.listed(world, overview)}.</think>"),
+        )
+        return self._weighted(turns, (("overview", len(overviews) - 1),))
+
+    def _reading(self, world: World, clips: list, rng: np.random.Generator) -> Example:
+        """A fine clip and the digit on its card."""
+        card = world.cards[rng.integers(len(world.cards))]
+        window = (float(card.start), float(card.end))
+        clip = observe(world, 0, policy=self.policy, window=window, strategy="fine")
+        clips.append(noisy(render(world, clip, scale=1), rng, self.config.noise))
+        turns = (
+            Turn("question", VIDEO_MARK, observations=(clip,)),
+            Turn("text", f"<think>{tasks.digit_question(card).said}</think>"),
+        )
+        return self._weighted(turns, (("clip", len(clips) - 1),))
 
     def _overview(
         self, world: World, rng: np.random.Generator
@@ -84,9 +118,7 @@ class Stream:
             full = cut_overview(full, first, count)
             times = np.asarray(full.times)
             seen = tuple(c for c in world.cards if ((times >= c.start) & (times < c.end)).any())
-            if (
-                not seen
-            ):  # the card stood on the border; take the patches from its own first frame on
+            if not seen:  # the card stood on the border: draw again
                 return self._overview(world, rng)
             world = dataclasses.replace(world, cards=seen)
         return world, full, noisy(render(world, full, scale=2), rng, self.config.noise)
@@ -100,16 +132,21 @@ class Stream:
         )
 
     def _example(self, trajectory: Trajectory, overview: int, clip: int) -> Example:
-        encoded = encode(trajectory.turns, self.tokenizer)
+        looks = len(trajectory.observations) - 1
+        shown = (("overview", overview), *[("clip", clip)] * looks)
+        return self._weighted(trajectory.turns, shown)
+
+    def _weighted(self, turns: Sequence[Turn], shown: tuple[tuple[str, int], ...]) -> Example:
+        encoded = encode(turns, self.tokenizer)
         weight = np.where(encoded.loss_mask, self._weights[encoded.ids], 0).astype(np.float32)
-        shown = [("overview", overview)] + [("clip", clip)] * (len(encoded.grids) - 1)
-        return Example(encoded, weight, tuple(shown))
+        return Example(encoded, weight, shown)
 
 
 def evidence_weights(tokenizer, emphasis: float) -> Float[np.ndarray, "V"]:
     """Loss weight by token id: `emphasis` for digits, colours, letters, yes and no; 1 for the rest."""
     weights = np.ones(len(tokenizer), np.float32)
-    words = [*"0123456789", *COLORS, *tasks.LETTERS, "yes", "no", "not", "-", ".", ", "]
+    numbers = [*map(str, range(10)), *(f"{n:02d}" for n in range(100))]
+    words = [*numbers, *COLORS, *tasks.LETTERS, "yes", "no", "not", "-", ".", ", "]
     for word in words:
         for form in (word, " " + word):
             index = tokenizer.convert_tokens_to_ids(form)

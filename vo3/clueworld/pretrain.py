@@ -31,6 +31,7 @@ from vo3.train.pixels import patchify_traced
 from vo3.train.prefetch import prefetch
 
 BLANK, NONE = 10, len(COLORS)
+GROUPS = 111  # two digits: 0-99; one digit: 100-109; nothing: 110
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +41,7 @@ class VisionBatch:
 
     Attributes:
       coarse: overview frames.
-      clock: four digits of each of the two clocks, 10 is blank.
+      clock: left and right half of each of the two clocks, see `GROUPS`.
       color: colour of the card in each of the two frames, 8 is none.
       coarse_digit: digit of that card, 10 is none.
       fine: clip frames.
@@ -48,7 +49,7 @@ class VisionBatch:
     """
 
     coarse: UInt8[np.ndarray, "N 2 28 56 3"]
-    clock: Int[np.ndarray, "N 8"]
+    clock: Int[np.ndarray, "N 4"]
     color: Int[np.ndarray, "N 2"]
     coarse_digit: Int[np.ndarray, "N 2"]
     fine: UInt8[np.ndarray, "K 2 84 168 3"]
@@ -79,7 +80,7 @@ class VisionStream:
         picks = [int(rng.choice(shown)) for _ in range(3)] + [int(rng.integers(len(times)))]
         coarse = np.stack([self._draw(world, overview, times[i], 2, rng) for i in picks])
         cards = [[world.card_at(t) for t in times[i]] for i in picks]
-        clock = [[_clock_digits(t) for t in times[i]] for i in picks]
+        clock = [[_clock_groups(t) for t in times[i]] for i in picks]
         card = world.cards[rng.integers(len(world.cards))]
         clip = observe(world, 1, policy=self.policy, window=(card.start, card.end), strategy="fine")
         pair = np.sort(rng.uniform(card.start - 1, card.end + 1, 2))
@@ -88,7 +89,7 @@ class VisionStream:
         color, digit = _token_labels(world, pair)
         return (
             coarse,
-            np.array(clock).reshape(-1, 8),
+            np.array(clock).reshape(-1, 4),
             np.array([[_color(c) for c in two] for two in cards]),
             np.array([[c.digit if c else BLANK for c in two] for two in cards]),
             fine,
@@ -105,8 +106,10 @@ def _color(card) -> int:
     return list(COLORS).index(card.color) if card else NONE
 
 
-def _clock_digits(seconds: float) -> list[int]:
-    return [BLANK if c == " " else int(c) for c in f"{int(seconds):<4d}"]
+def _clock_groups(seconds: float) -> list[int]:
+    shown = f"{int(seconds):<4d}"
+    halves = shown[:2].strip(), shown[2:].strip()
+    return [GROUPS - 1 if not h else int(h) if len(h) == 2 else 100 + int(h) for h in halves]
 
 
 def _token_labels(world: World, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +136,7 @@ class Probe(nnx.Module):
             unroll=config.scan_unroll,
         )
         head = functools.partial(nnx.Linear, config.vision.out_hidden_size, rngs=rngs)
-        self.clock, self.color, self.leak = head(8 * 11), head(2 * 9), head(2 * 11)
+        self.clock, self.color, self.leak = head(4 * GROUPS), head(2 * 9), head(2 * 11)
         self.fine_color, self.fine_digit = head(2 * 9), head(2 * 11)
 
 
@@ -150,10 +153,10 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
     coarse, fine = tokens(batch.coarse, (1, 2, 4)), tokens(batch.fine, (1, 6, 12))
     n, k = len(coarse), len(fine)
     # Both tokens of an overview frame learn to hold its clock and its card, so that the decoder finds the one by the other in one step of attention.
-    clock = jnp.broadcast_to(batch.clock[:, None], (n, 2, 8))
+    clock = jnp.broadcast_to(batch.clock[:, None], (n, 2, 4))
     color = jnp.broadcast_to(batch.color[:, None], (n, 2, 2))
     scores = {
-        "clock": (probe.clock(coarse).reshape(n, 2, 8, 11), clock, clock >= 0),
+        "clock": (probe.clock(coarse).reshape(n, 2, 4, GROUPS), clock, clock >= 0),
         "color": (probe.color(coarse).reshape(n, 2, 2, 9), color, color >= 0),
         "leak": (
             probe.leak(jax.lax.stop_gradient(coarse[:, 1])).reshape(n, 2, 11),

@@ -129,6 +129,11 @@ def make_task(
     return Task(id=task_id, video=video, question=question.text, options=lettered, target=target)
 
 
+def listed(world: World, overview: Observation) -> str:
+    """Every card with its clock readings, as the think text lists them."""
+    return ", ".join(f"{s.card.color}:{s.start}-{s.end}" for s in sightings(world, overview))
+
+
 def make_trajectory(
     world: World,
     question: Question,
@@ -143,15 +148,13 @@ def make_trajectory(
     `overview` stands for the whole video unless given (a part of it, in training).
     """
     overview = overview or observe(world, 0, policy=policy)
-    seen = sightings(world, overview)
-    listed = ", ".join(f"{s.card.color}:{s.start}-{s.end}" for s in seen)
     turns = [
         Turn("system", pack.system(task)),
         Turn("question", pack.question(task), observations=(overview,)),
     ]
-    think = f"cards: {listed}."
+    think = f"cards: {listed(world, overview)}."
     if question.card is not None:
-        sight = next(s for s in seen if s.card == question.card)
+        sight = next(s for s in sightings(world, overview) if s.card == question.card)
         call = Call(float(sight.start), float(sight.end), "fine")
         look = f"{think} look at {question.card.color}:{sight.start}-{sight.end}."
         turns.append(

@@ -1,7 +1,7 @@
 """The embedded model's tokenizer: a small word-level vocabulary with the ChatML and vision tokens of Qwen2.5-VL.
 
 Pieces are fixed strings, most words in two forms (with and without a leading space), so that decoding is exact: the
-pieces are put together as they are.
+pieces are put together as they are. Numbers go two digits a piece from the left ("1210" is "12" "10", "754" is "75" "4"), as the world's clock shows them.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _WORDS = (
 
 
 def vocabulary() -> list[str]:
-    """Every piece, in id order: specials, tags, marks, digits, words, words after a space."""
+    """Every piece, in id order: specials, tags, marks, one and two digits, words, words after a space."""
     words = list(dict.fromkeys(_WORDS.split() + list(COLORS)))
     tags = [f"<{slash}{tag}>" for tag in _TAGS for slash in ("", "/")]
-    digits = [str(d) for d in range(10)]
+    digits = [str(d) for d in range(10)] + [f"{d:02d}" for d in range(100)]
     pieces = [*SPECIAL, UNKNOWN, *tags, *_MARKS, *digits, *words, *(" " + word for word in words)]
     return list(dict.fromkeys(pieces))
 
