@@ -1,0 +1,1 @@
+"""The four-stage synthesis of tool-interaction trajectories."""
