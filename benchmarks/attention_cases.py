@@ -143,10 +143,11 @@ def attention(
     causal=1,
     gradient=1,
     rows=1,
+    dtype="bfloat16",
     device="v5e",
 ):
     """`splash_attention` as a model calls it, or its gradients, traced for `device`."""
-    q, k, v, vis = _abstract(length, q_heads, kv_heads, head_dim)
+    q, k, v, vis = _abstract(length, q_heads, kv_heads, head_dim, jnp.dtype(dtype))
     q, k, v = (jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for x in (q, k, v))
     vis = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, length), x.dtype), vis)
 

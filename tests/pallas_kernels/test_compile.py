@@ -34,6 +34,7 @@ SHAPES = {
     "128k forward": {"length": 131072, "gradient": 0},
     "vision 65k": VISION,
     "head dim 64, odd length, batch": {"length": 1000, "head_dim": 64, "rows": 2},
+    "float32": {"length": 4096, "dtype": "float32"},
 }
 
 

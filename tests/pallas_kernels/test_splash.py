@@ -227,6 +227,30 @@ def test_inside_scan_remat_vmap_and_strict_promotion(implementation, interpret):
     assert np.isfinite(with_plan).all() and np.abs(with_plan).max() > 0
 
 
+@pytest.mark.parametrize("implementation", ["xla", "splash"])
+def test_sharded_over_rows_and_heads_equals_whole(implementation, interpret):
+    """Inside shard_map every device plans from the fields of its own rows."""
+    rng = np.random.default_rng(9)
+    rows = [layout(rng, kind, 128) for kind in ("packed", "tree")]
+    vis = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
+    q, k, v, *_ = inputs(rng, 2, 4, 2, 128, 128, 64)
+    attend = functools.partial(splash_attention, causal=True, implementation=implementation)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "heads"))
+    spec, row = jax.P("data", "heads"), jax.P("data")
+    sharded = jax.shard_map(
+        lambda q, k, v, vis: attend(q, k, v, vis, vis),
+        mesh=mesh,
+        in_specs=(spec, spec, spec, row),
+        out_specs=spec,
+        check_vma=False,
+    )
+    loss = lambda f: jax.jit(jax.grad(lambda q, k, v: (f(q, k, v, vis) ** 2).sum(), (0, 1, 2)))
+    got = loss(sharded)(q, k, v)
+    want = loss(lambda q, k, v, vis: attend(q, k, v, vis, vis))(q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_memory_of_the_xla_path_is_linear():
     """No buffer of the compiled gradient grows with L times S."""
 
