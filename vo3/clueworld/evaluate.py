@@ -1,6 +1,6 @@
 """Asks the agent questions on held-out worlds, through real mp4 files.
 
-    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=170] [--one-look]
+    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--one-look]
 
 Every world gives three digit questions on different cards (a clip is needed) and three that the overview answers. Every trajectory is written to
 WORKDIR/trajectories.jsonl as it ends; a second run goes on where the first stopped. `--one-look` asks the same model on uniform frames at as many visual tokens as an
@@ -133,7 +133,7 @@ def evaluate(
     agent: VideoAgent, workdir: epath.Path, worlds: int, *, one_look: bool
 ) -> list[Trajectory]:
     """Runs what is not in `trajectories.jsonl` yet; returns all of it."""
-    videos, rows = workdir / "videos", workdir / "trajectories.jsonl"
+    videos, rows = workdir.parent / "videos", workdir / "trajectories.jsonl"
     workdir.mkdir(parents=True, exist_ok=True)
     done = (
         [Trajectory.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--checkpoint", default="clueworld")
-    parser.add_argument("--worlds", type=int, default=170)
+    parser.add_argument("--worlds", type=int, default=100)
     parser.add_argument("--one-look", action="store_true")
     args = parser.parse_args(argv)
     if FIRST_SEED + args.worlds > HELD_OUT:

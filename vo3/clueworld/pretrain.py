@@ -1,6 +1,6 @@
 """Stage 0 of the embedded model: the vision tower alone, with throw-away linear heads on merged tokens.
 
-    python -m vo3.clueworld.pretrain --workdir=DIR [--steps=300]
+    python -m vo3.clueworld.pretrain --workdir=DIR [--steps=400]
 
 The heads read the clock and the card's colour from each token of an overview frame, and colour and digit from clip tokens. A further head, behind a stopped gradient, tries the digit
 from overview tokens: it shows how much of the fine evidence a coarse view gives away.
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     """Trains and writes `vision.npz` (the tower's leaves, in tree order) and `vision_log.jsonl`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.02)
     args = parser.parse_args(argv)
