@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.prefix_decode import reference, tpu, xla
 from pallas_kernels.splash.api import Implementation, choose
+from pallas_kernels.splash.tpu import unsupported
 
 
 def prefix_decode(
@@ -44,7 +45,7 @@ def prefix_decode(
     """
     _check(q, prefix_k, prefix_v, suffix_k, suffix_v, prefix_length, suffix_length)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    chosen = choose(implementation)
+    chosen = choose(implementation, unsupported(q.dtype, q.shape[-1]))
     module = {"reference": reference, "xla": xla, "splash": tpu}[chosen]
     out, lse = module.attention(
         q, prefix_k, prefix_v, suffix_k, suffix_v, prefix_length, suffix_length, scale=scale

@@ -20,6 +20,7 @@ from pallas_kernels import tuning
 from pallas_kernels.prefix_decode import xla
 from pallas_kernels.splash import common
 from pallas_kernels.splash.common import LANES, LOG2E, NEG
+from pallas_kernels.splash.tpu import unsupported
 
 ROWS = 16  # sublanes of a bfloat16 tile
 
@@ -47,10 +48,9 @@ def attention(
             f"the Pallas kernel runs on TPU and this is {jax.default_backend()}: use implementation='xla', or"
             " pallas_kernels.target('v5e' | 'interpret')"
         )
-    if q.dtype not in (jnp.bfloat16, jnp.float32):
-        raise NotImplementedError(
-            f"q has dtype {q.dtype}; the TPU kernel does bfloat16 and float32"
-        )
+    reason = unsupported(q.dtype, q.shape[-1])
+    if reason:
+        raise NotImplementedError(reason)
     attend = functools.partial(_attend, block=block, interpret=device == tuning.INTERPRET)
     return xla.shared(
         q, prefix_k, prefix_v, suffix_k, suffix_v, prefix_length, suffix_length, scale, attend

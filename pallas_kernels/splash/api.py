@@ -69,7 +69,7 @@ def splash_attention(
     _check(q, k, v, q_vis, kv_vis, block_sizes)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q_vis, kv_vis = (jax.tree.map(lambda x: _rows(x), vis) for vis in (q_vis, kv_vis))
-    chosen = choose(implementation)
+    chosen = choose(implementation, tpu.unsupported(q.dtype, q.shape[-1]))
     if chosen == "reference":
         out, lse = reference.attention(q, k, v, q_vis, kv_vis, causal=causal, scale=scale)
     elif chosen == "xla":
@@ -137,8 +137,12 @@ def _rows(field) -> Array:
     return field[None] if field.ndim == 1 else field
 
 
-def choose(implementation: Implementation | None) -> str:
-    """The implementation to run: the named one, else by platform, logged once.
+def choose(implementation: Implementation | None, unsupported: str | None = None) -> str:
+    """The implementation to run: the named one, else by platform, logged once per choice.
+
+    Args:
+      implementation: as the caller gave it.
+      unsupported: why the TPU kernel cannot do this call, if it cannot; a choice left open then falls on "xla".
 
     Raises:
       ValueError: an unknown name.
@@ -147,11 +151,14 @@ def choose(implementation: Implementation | None) -> str:
         raise ValueError(f"implementation is {implementation!r}; wanted one of {IMPLEMENTATIONS}")
     if implementation not in (None, "auto"):
         return implementation
-    platform = tuning.current_device() or jax.default_backend()
-    chosen = "xla" if tuning.current_device() is None else "splash"
-    if platform not in _logged:
-        _logged.add(platform)
-        _log.info("attention: implementation %r on platform %r", chosen, platform)
+    device = tuning.current_device()
+    chosen = "xla" if device is None or unsupported else "splash"
+    message = f"attention: implementation {chosen!r} on {device or jax.default_backend()!r}"
+    if device is not None and unsupported:
+        message += f", as {unsupported}"
+    if message not in _logged:
+        _logged.add(message)
+        _log.info(message)
     return chosen
 
 

@@ -36,6 +36,15 @@ def device_tuning() -> Tuning:
     return _INTERPRET if device == tuning.INTERPRET else tuning.load(device)
 
 
+def unsupported(dtype: jnp.dtype, head_dim: int) -> str | None:
+    """Why the kernels cannot do inputs of this kind, or None."""
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        return f"q has dtype {dtype}; the TPU kernel does bfloat16 and float32"
+    if head_dim not in HEAD_DIMS:
+        return f"head dim is {head_dim}; the TPU kernel does {HEAD_DIMS}"
+    return None
+
+
 def block_sizes(
     q_heads: int, kv_heads: int, length: int, keys: int, itemsize: int
 ) -> tuple[int, int]:
@@ -69,12 +78,9 @@ def attention(
     rows, heads, length, dim = q.shape
     kv_heads, keys = k.shape[1:3]
     tuned = device_tuning()
-    if q.dtype not in (jnp.bfloat16, jnp.float32):
-        raise NotImplementedError(
-            f"q has dtype {q.dtype}; the TPU kernel does bfloat16 and float32"
-        )
-    if dim not in HEAD_DIMS:
-        raise NotImplementedError(f"head dim is {dim}; the TPU kernel does {HEAD_DIMS}")
+    reason = unsupported(q.dtype, dim)
+    if reason:
+        raise NotImplementedError(reason)
     if blocks is None:
         blocks = block_sizes(heads, kv_heads, length, keys, q.dtype.itemsize)
     if plan is not None:

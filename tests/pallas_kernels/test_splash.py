@@ -273,11 +273,21 @@ def test_auto_picks_by_platform_and_logs_once(caplog):
     with caplog.at_level(logging.INFO, logger=api.__name__):
         for choice in (None, "auto", None):
             splash_attention(x, x, x, vis, vis, causal=True, implementation=choice)
-    assert [r.getMessage() for r in caplog.records] == [
-        "attention: implementation 'xla' on platform 'cpu'"
-    ]
+    assert [r.getMessage() for r in caplog.records] == ["attention: implementation 'xla' on 'cpu'"]
     with pallas_kernels.target("v5e"):
         assert api.choose(None) == "splash"
+        assert api.choose(None, "head dim is 48") == "xla"
+        assert api.choose("splash", "head dim is 48") == "splash"
+
+
+def test_what_the_kernel_cannot_do_falls_to_xla_only_when_left_open(caplog, interpret):
+    api._logged.clear()
+    x, vis = jnp.ones((1, 1, 8, 48)), Visibility.causal(8)
+    with caplog.at_level(logging.INFO, logger=api.__name__):
+        splash_attention(x, x, x, vis, vis, causal=True)
+    assert "'xla' on 'interpret', as head dim is 48" in caplog.text
+    with pytest.raises(NotImplementedError, match="head dim is 48"):
+        splash_attention(x, x, x, vis, vis, causal=True, implementation="splash")
 
 
 def test_the_kernel_says_why_it_cannot():
