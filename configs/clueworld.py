@@ -1,10 +1,10 @@
 """Trains the embedded model, stage by stage; `make clueworld` runs them all.
 
-    python -m vo3.clueworld.pretrain --workdir=out/clueworld/vision
-    python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/clueworld/read
-    python -m vo3.train.sft --config=configs/clueworld.py:short --workdir=out/clueworld/short
-    python -m vo3.train.sft --config=configs/clueworld.py:middle --workdir=out/clueworld/middle
-    python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
+python -m vo3.clueworld.pretrain --workdir=out/clueworld/vision
+python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/clueworld/read
+python -m vo3.train.sft --config=configs/clueworld.py:short --workdir=out/clueworld/short
+python -m vo3.train.sft --config=configs/clueworld.py:dense --workdir=out/clueworld/dense
+python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 """
 
 import ml_collections
@@ -18,13 +18,18 @@ _STAGES = {
         {"seed": 1, "worlds": 12, "patches": 2, "length": 352, "transcripts": 9},
     ),
     "short": (450, "constant", "read", {"seed": 2, "worlds": 12, "patches": 6, "length": 400}),
-    "middle": (150, "constant", "short", {"seed": 3, "worlds": 12, "patches": 16, "length": 460}),
-    "whole": (800, "cosine", "middle", {"seed": 4, "worlds": 12, "patches": 32, "length": 544}),
+    "dense": (
+        400,
+        "constant",
+        "short",
+        {"seed": 3, "worlds": 12, "patches": 10, "length": 448, "dense": True},
+    ),
+    "whole": (500, "cosine", "dense", {"seed": 4, "worlds": 12, "patches": 32, "length": 544}),
 }
 
 
 def get_config(stage: str = "read") -> ml_collections.ConfigDict:
-    """`read`: transcripts of two temporal patches; `short`, `middle`, `whole`: trajectories with 6, 16, 32. Each from the one before."""
+    """`read`: transcripts of two temporal patches; `short`: trajectories with 6; `dense`: with the patches that hold cards; `whole`: with all 32. Each from the one before."""
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
     steps, schedule, before, data = _STAGES[stage]

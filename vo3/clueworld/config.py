@@ -39,6 +39,6 @@ def model_config() -> Qwen2_5_VLConfig:
         tie_word_embeddings=True,
         scan_unroll=4,
         eos_token_id=ids("<|im_end|>"),
-        bos_token_id=None,
+        bos_token_id=ids("<|endoftext|>"),
         pad_token_id=ids("<|endoftext|>"),
     )

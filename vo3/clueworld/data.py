@@ -33,6 +33,7 @@ class DataConfig:
       options_share: share of questions with lettered options.
       noise: standard deviation of pixel noise, in grey levels, drawn up to this.
       transcripts: if not 0, rows hold that many transcripts of overviews of `patches`, and one of a clip, in place of trajectories.
+      dense: cut to the patches with cards and some others, not to neighbouring ones.
       emphasis: loss weight of tokens that carry evidence (digits, colours, letters), against 1 for the rest.
     """
 
@@ -43,6 +44,7 @@ class DataConfig:
     options_share: float = 0.6
     noise: float = 5.0
     transcripts: int = 0
+    dense: bool = False
     emphasis: float = 4.0
 
 
@@ -112,10 +114,18 @@ class Stream:
         full = observe(world, 0, policy=self.policy)
         count = self.config.patches
         if count < full.grid[0]:
-            card = world.cards[rng.integers(len(world.cards))]
-            at = int(np.searchsorted(full.times, card.start)) // 2
-            first = int(np.clip(at - rng.integers(0, count), 0, full.grid[0] - count))
-            full = cut_overview(full, first, count)
+            times = np.asarray(full.times).reshape(-1, 2)
+            if self.config.dense:
+                # Every patch with a card, filled up with others: all that there is to find, in a third of the tokens.
+                shown = [i for i, pair in enumerate(times) if any(map(world.card_at, pair))]
+                others = rng.permutation([i for i in range(len(times)) if i not in shown])
+                picks = sorted([*shown, *others][:count])
+            else:
+                card = world.cards[rng.integers(len(world.cards))]
+                at = int(np.searchsorted(full.times, card.start)) // 2
+                first = int(np.clip(at - rng.integers(0, count), 0, len(times) - count))
+                picks = range(first, first + count)
+            full = cut_overview(full, picks)
             times = np.asarray(full.times)
             seen = tuple(c for c in world.cards if ((times >= c.start) & (times < c.end)).any())
             if not seen:  # the card stood on the border: draw again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -62,16 +63,16 @@ def observe(
     )
 
 
-def cut_overview(overview: Observation, first: int, count: int) -> Observation:
-    """`count` temporal patches of an overview from `first` on, as an observation of its own."""
+def cut_overview(overview: Observation, patches: Sequence[int]) -> Observation:
+    """Some temporal patches of an overview, in order, as an observation of its own."""
     _, h, w = overview.grid
-    frames = slice(2 * first, 2 * (first + count))
+    frames = [f for p in patches for f in (2 * p, 2 * p + 1)]
     return dataclasses.replace(
         overview,
-        times=overview.times[frames],
-        indices=overview.indices[frames],
-        grid=(count, h, w),
-        tokens=count * h * w // 4,
+        times=tuple(overview.times[f] for f in frames),
+        indices=tuple(overview.indices[f] for f in frames),
+        grid=(len(patches), h, w),
+        tokens=len(patches) * h * w // 4,
     )
 
 

@@ -75,7 +75,7 @@ def test_an_mp4_shows_what_was_drawn(tmp_path, seed):
 
 def test_cut_overview_is_a_part_of_it():
     overview = observe(make_world(1), 0, policy=crop_policy())
-    part = cut_overview(overview, 3, 8)
+    part = cut_overview(overview, range(3, 11))
     assert part.times == overview.times[6:22]
     assert (part.grid, part.tokens) == ((8, 2, 4), 16)
 
