@@ -38,7 +38,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def random_model(tokenizer) -> Qwen2_5_VL:
+def random_model(tokenizer, **dtypes) -> Qwen2_5_VL:
     """Random, with weights large enough that greedy tokens depend on what was shown."""
     ids = {
         name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
@@ -53,7 +53,7 @@ def random_model(tokenizer) -> Qwen2_5_VL:
         text={"initializer_range": 0.2},
         vision={"initializer_range": 0.2},
     )
-    model = Qwen2_5_VL(config, rngs=nnx.Rngs(1))
+    model = Qwen2_5_VL(config, rngs=nnx.Rngs(1), **dtypes)
     # A special token in the middle of a turn would be a word to us and a video to the reference.
     kernel = model.unembedding.kernel
     kernel[...] = kernel[...].at[:, -len(SPECIALS) :].set(0)

@@ -6,8 +6,10 @@ import collections
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import rollout_fakes as fakes
 from flax import nnx
 from rollout_fakes import BUCKETS, TASK, NoiseVideo, ScriptedEngine, answer, call
 
@@ -34,7 +36,7 @@ def whole(model, ids, positions, visibility, patches, inputs, index):
     return model(ids, positions, visibility, features=features, feature_index=index).logits[0]
 
 
-def forward(model, tokenizer, rollout) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def forward(model, tokenizer, rollout, babble=BABBLE) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Log-probabilities [L, V] of one pass over the whole conversation, and (token, turn) of the babbled tokens."""
     turns = rollout.trajectory.turns
     encoded = encode(turns, tokenizer)
@@ -55,7 +57,7 @@ def forward(model, tokenizer, rollout) -> tuple[np.ndarray, list[tuple[int, int]
         if turn.role == "assistant":
             start = int(encoded.turn_offsets[number]) + len("assistant\n") + 1
             assert encoded.ids[start : start + len(turn.ids)].tolist() == list(turn.ids)
-            places += [(start + i, number) for i in range(BABBLE)]
+            places += [(start + i, number) for i in range(babble)]
     return np.asarray(jax.nn.log_softmax(logits)), places
 
 
@@ -81,7 +83,7 @@ def test_greedy_tokens_equal_recomputing_everything(
     np.testing.assert_allclose(recorded, before.max(-1), atol=1e-4)
 
 
-def test_sampled_tokens_have_the_forward_passs_logprobs(model, tokenizer, scripted):
+def test_sampled_tokens_have_the_forward_passs_logprobs(model, tokenizer, scripted, strict_dtypes):
     engine = scripted(*SCRIPT, babble=BABBLE)
     rollout = engine.rollout(TASK, NoiseVideo(), sampling=Sampling(temperature=1.0, seed=5))
     logprobs, places = forward(model, tokenizer, rollout)
@@ -254,3 +256,25 @@ def test_two_devices_say_what_one_says(model, tokenizer, scripted, tmp_path):
     cache = engine.programs.empty(1, 2048)
     assert cache.k.sharding.shard_shape(cache.k.shape)[2] == cache.k.shape[2] // 2
     assert max(collections.Counter(engine.programs.compiled).values()) == 1
+
+
+def test_bfloat16(tokenizer):
+    """Weights, features and cache in bf16; scores stay f32."""
+    half = fakes.random_model(tokenizer, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    engine = ScriptedEngine(
+        half,
+        tokenizer=tokenizer,
+        policy=RolloutPolicy(max_length=4096, reserve=64),
+        buckets=Buckets(tokens=(256,), patches=(64,), capacity=(2048,)),
+        script=SCRIPT[:1] + SCRIPT[-1:],
+        babble=8,
+    )
+    rollout = engine.rollout(TASK, NoiseVideo(), sampling=Sampling(temperature=1.0, seed=1))
+    cache = engine.programs.empty(1, 2048)
+    assert cache.k.dtype == jnp.bfloat16
+    recorded = [x for turn in rollout.trajectory.turns if turn.logprobs for x in turn.logprobs[:8]]
+    logprobs, places = forward(half, tokenizer, rollout, babble=8)
+    ids = encode(rollout.trajectory.turns, tokenizer).ids
+    wanted = [logprobs[at - 1, ids[at]] for at, _ in places]
+    # bf16 keeps 8 bits; a cache of another model's numbers would be off by whole units.
+    np.testing.assert_allclose(recorded, wanted, atol=0.3)
