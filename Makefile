@@ -102,6 +102,10 @@ format: $(VENV)/.dev  ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: bench-attention
+bench-attention: $(VENV)/.parity  ## the attention kernels beside their peers, one table
+	@$(BIN)/python -m benchmarks.attention
+
 .PHONY: bench
 bench: $(VENV)/.parity  ## side-by-side measurements, one table
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
