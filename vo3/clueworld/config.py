@@ -19,7 +19,8 @@ def model_config() -> Qwen2_5_VLConfig:
             num_attention_heads=4,
             num_key_value_heads=2,
             rope_theta=10_000.0,
-            mrope_section=(4, 6, 6),
+            # Time gets the slow frequencies too: which of 32 patches came first must be in reach.
+            mrope_section=(8, 4, 4),
             max_position_embeddings=2048,
             initializer_range=0.05,
         ),

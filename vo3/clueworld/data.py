@@ -156,7 +156,18 @@ def evidence_weights(tokenizer, emphasis: float) -> Float[np.ndarray, "V"]:
     """Loss weight by token id: `emphasis` for digits, colours, letters, yes and no; 1 for the rest."""
     weights = np.ones(len(tokenizer), np.float32)
     numbers = [*map(str, range(10)), *(f"{n:02d}" for n in range(100))]
-    words = [*numbers, *COLORS, *tasks.LETTERS, "yes", "no", "not", "-", ".", ", "]
+    words = [
+        *numbers,
+        *COLORS,
+        *(f"{c}:" for c in COLORS),
+        *tasks.LETTERS,
+        "yes",
+        "no",
+        "not",
+        "-",
+        ".",
+        ", ",
+    ]
     for word in words:
         for form in (word, " " + word):
             index = tokenizer.convert_tokens_to_ids(form)

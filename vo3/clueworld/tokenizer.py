@@ -58,7 +58,10 @@ def vocabulary() -> list[str]:
     words = list(dict.fromkeys(_WORDS.split() + list(COLORS)))
     tags = [f"<{slash}{tag}>" for tag in _TAGS for slash in ("", "/")]
     digits = [str(d) for d in range(10)] + [f"{d:02d}" for d in range(100)]
-    pieces = [*SPECIAL, UNKNOWN, *tags, *_MARKS, *digits, *words, *(" " + word for word in words)]
+    # "red:" is one piece, so that the token that asks for the card's times names its colour.
+    named = [f"{space}{color}:" for color in COLORS for space in ("", " ")]
+    spaced = [" " + word for word in words]
+    pieces = [*SPECIAL, UNKNOWN, *tags, *_MARKS, *digits, *named, *words, *spaced]
     return list(dict.fromkeys(pieces))
 
 
