@@ -16,7 +16,6 @@ from etils import epath
 
 import vo3
 
-
 # transformers announces on import that it found no torch; nothing here needs torch.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

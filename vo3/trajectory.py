@@ -213,7 +213,9 @@ class Trajectory:
             raise ValueError(f"not a trajectory: a JSON {type(data).__name__}, not an object")
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise ValueError(f"trajectory has schema version {version!r}, this reads {SCHEMA_VERSION}")
+            raise ValueError(
+                f"trajectory has schema version {version!r}, this reads {SCHEMA_VERSION}"
+            )
         try:
             return _trajectory(data)
         except (KeyError, TypeError) as error:

@@ -68,7 +68,13 @@ def test_a_broken_line_costs_that_line_and_is_named(asked, tmp_path):
     source.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     result = gallery.write(source, tmp_path / "out")
     assert (result.pages, result.broken) == (2, 4)
-    assert [p.split(": ")[0].rsplit(" ", 1)[1] for p in result.problems] == ["2", "4", "5", "6", "7"]
+    assert [p.split(": ")[0].rsplit(" ", 1)[1] for p in result.problems] == [
+        "2",
+        "4",
+        "5",
+        "6",
+        "7",
+    ]
     assert "shown without frames" in result.problems[-2]  # its video does not exist
     index = (tmp_path / "out" / "index.html").read_text()
     assert 'href="00001.html"' in index
