@@ -66,6 +66,7 @@ class VideoAgent:
         )
         self.sampling = Sampling(**_pick(overrides, _SAMPLING))
         self.last_clips: dict[int, Clip] = {}
+        self._last: tuple[tuple | None, VideoCrop] | None = None
 
     def ask(
         self,
@@ -90,13 +91,20 @@ class VideoAgent:
           ContextError: the question is longer than the context.
         """
         task = Task(id="ask", video=_label(video), question=question, options=lettered(options))
-        opened = video if isinstance(video, VideoCrop) else VideoCrop(video, self.crop_policy)
+        opened = video if isinstance(video, VideoCrop) else self._open(video)
         policy = dataclasses.replace(self.engine.policy, max_turns=max_turns)
         result = self.engine.rollout(
             task, opened, policy=policy, sampling=self.sampling, on_event=on_event
         )
         self.last_clips = dict(enumerate(result.clips))
         return result.trajectory
+
+    def _open(self, video: Any) -> VideoCrop:
+        """The video; the same object as last time for an unchanged file, which the engine then does not read again."""
+        stamp = _stamp(video)
+        if stamp is None or self._last is None or self._last[0] != stamp:
+            self._last = (stamp, VideoCrop(video, self.crop_policy))
+        return self._last[1]
 
 
 def lettered(options: Mapping[str, str] | Sequence[str] | None) -> dict[str, str] | None:
@@ -129,6 +137,17 @@ def lettered(options: Mapping[str, str] | Sequence[str] | None) -> dict[str, str
 
 def _pick(overrides: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in overrides.items() if name in names}
+
+
+def _stamp(video: Any) -> tuple | None:
+    """What tells a local file apart from an earlier one at its path; None for anything else."""
+    if not isinstance(video, (str, os.PathLike)):
+        return None
+    try:
+        found = os.stat(video)
+    except OSError:  # not a local file; opening it says what is wrong
+        return None
+    return os.fspath(video), found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _label(video: Any) -> str | tuple[str, ...]:

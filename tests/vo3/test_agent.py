@@ -54,6 +54,17 @@ def test_a_second_question_shares_the_overview(agent, mp4):
     assert opened.meta["tokens"]["shared"] > 800 and opened.task.video == mp4
 
 
+def test_a_file_that_changed_is_read_again(agent, tmp_path):
+    path = fakes.write_mp4(tmp_path / "v.mp4", seconds=4, seed=1)
+    agent.ask(path, "What is it?")
+    assert agent.ask(path, "What?").meta["tokens"]["shared"] > 800
+    fakes.write_mp4(path, seconds=4, seed=2)
+    assert agent.ask(path, "What is it?").meta["tokens"]["shared"] == 0
+    (tmp_path / "v.mp4").unlink()
+    with pytest.raises(VideoError, match=r"v\.mp4"):
+        agent.ask(path, "What is it?")
+
+
 def test_max_turns(tokenizer, mp4, monkeypatch, agent):
     scripted = fakes.scripted_engine(
         agent.engine.model, tokenizer, agent.engine.programs, fakes.call(1, 3), fakes.answer("B")

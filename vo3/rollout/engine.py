@@ -9,6 +9,7 @@ which gives the tokens and positions that encoding the whole conversation gives.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 
 from vo3.chat import PromptPack
@@ -23,6 +24,7 @@ from vo3.rollout.sampler import Sampling
 from vo3.rollout.session import SampledTurn, Session
 from vo3.rollout.stops import StopWatch
 from vo3.trajectory import Task
+from vo3.video import Clip
 
 DEFAULT_MAX_LENGTH = 32_768
 
@@ -65,6 +67,7 @@ class Engine:
         self.pack = pack if isinstance(pack, PromptPack) else PromptPack.load(pack)
         self.policy = policy or RolloutPolicy()
         self.prefixes = PrefixStore(shared_prefixes)
+        self._overview: tuple[weakref.ref, Clip] | None = None
         self._ends = _ends(model, self.tokenizer)
         self._programs = programs or Programs(model)
         self._buckets = buckets or Buckets()
@@ -143,6 +146,15 @@ class Engine:
             dataclasses.replace(buckets, capacity=table), (sampling or Sampling()).method
         )
         return self.compilations
+
+    def overview(self, video: Video) -> Clip:
+        """The video's overview; not read again for further questions on the video asked about last."""
+        if self._overview is not None and self._overview[0]() is video:
+            return self._overview[1]
+        clip = video.overview()
+        if self.prefixes.wanted:
+            self._overview = (weakref.ref(video), clip)
+        return clip
 
     def session(self, policy: RolloutPolicy) -> Session:
         """An empty conversation under a policy's context limit."""

@@ -176,7 +176,7 @@ class Run:
         """System turn and question with the overview, prefilled or taken from an earlier question."""
         began = time.perf_counter()
         engine, task = self.engine, self.task
-        overview = self.video.overview()
+        overview = engine.overview(self.video)
         shown = overview.observation(0)
         read = time.perf_counter() - began
         system = Turn("system", engine.pack.system(task))

@@ -149,6 +149,19 @@ def test_questions_on_one_video_share_its_overview(scripted):
     assert (engine.prefixes.hits, engine.prefixes.misses, len(engine.prefixes)) == (2, 1, 1)
 
 
+def test_an_overview_is_read_once(scripted):
+    engine = scripted(answer(), shared_prefixes=1)
+    first, second = NoiseVideo(1), NoiseVideo(1)
+    for video in (first, first, second, first):
+        engine.said = 0
+        engine.rollout(TASK, video)
+    # The store goes by pixels; reading goes by the video object asked about last.
+    assert (first.overviews, second.overviews, engine.prefixes.hits) == (2, 1, 3)
+    alone = scripted(answer(), shared_prefixes=0)
+    alone.rollout(TASK, first)
+    assert first.overviews == 3 and alone._overview is None
+
+
 def test_another_video_of_the_same_length_shares_nothing(scripted):
     engine = scripted(answer(), babble=BABBLE, shared_prefixes=2)
     got = []
