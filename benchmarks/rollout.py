@@ -72,15 +72,15 @@ class NoiseVideo:
 
 
 class Babbler(Engine):
-    """Samples `TOKENS` tokens a turn, then says its lines."""
+    """Samples `tokens` tokens a turn, then says its lines."""
 
-    turn = 0
+    tokens, script, turn = TOKENS, SCRIPT, 0
 
     def sample_turn(self, session, watch, sampling, on_token) -> SampledTurn:
         """See `Engine.sample_turn`."""
-        quiet = StopWatch(self.tokenizer, tags=("</answer>",), ends=(), limit=TOKENS)
+        quiet = StopWatch(self.tokenizer, tags=("</answer>",), ends=(), limit=self.tokens)
         said = session.sample(quiet, sampling, on_token)
-        ids = self.tokenizer(SCRIPT[self.turn], add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(self.script[self.turn], add_special_tokens=False)["input_ids"]
         session.context.append_ids(ids)
         self.turn += 1
         return SampledTurn((*said.ids, *ids), (*said.logprobs, *(0.0,) * len(ids)), "tag")
@@ -155,12 +155,15 @@ def measure(repeats: int, threads: int) -> tuple[list[Measured], dict[str, int]]
         )
     ]
     sharing = Babbler(model, policy=policy, shared_prefixes=1, programs=engine.programs, **options)
-    converse(sharing)
+    alone = Babbler(model, policy=policy, shared_prefixes=0, programs=engine.programs, **options)
+    for asked in (sharing, alone):
+        asked.tokens, asked.script = 1, SCRIPT[-1:]
+        converse(asked)
     again = converse(sharing)
     results.append(
         Measured(
-            "the same with the overview shared / not shared",
-            *alternate(lambda: converse(sharing), lambda: converse(engine), repeats),
+            "question to first token, overview shared / not shared",
+            *alternate(lambda: converse(sharing), lambda: converse(alone), repeats),
             "< 1",
         )
     )
