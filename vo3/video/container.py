@@ -1,22 +1,17 @@
-"""What a video stream says of itself, and how frames come out of it: packets, seeks, times, rotation."""
+"""What a video stream says of itself: rate, length, size, rotation, clock."""
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator
 
 import av
 import numpy as np
 
 from vo3.video.deadline import Deadline
 from vo3.video.errors import VideoError
+from vo3.video.reader import FrameReader
 from vo3.video.source import Source
 
-# More packets than this without one frame is no video; it bounds the search for the first frame.
-_MAX_PACKETS_TO_FIRST_FRAME = 600
 _FALLBACK_FPS = 25.0  # for streams that carry no times at all and name no rate
 
 
@@ -231,173 +226,3 @@ def _measure(source: Source, deadline: Deadline, fps: float | None) -> tuple[flo
         return fps, count, count / fps
     seconds = high - low + (last or (high - low) / (count - 1))
     return count / seconds, count, seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A decoded frame and the second, on the stream's clock, at which it is shown."""
-
-    frame: av.VideoFrame
-    time: float
-
-
-class FrameReader:
-    """Frames in display order from wherever the last seek landed. Skips and counts what does not decode."""
-
-    def __init__(
-        self,
-        container: av.container.InputContainer,
-        stream: av.video.stream.VideoStream,
-        *,
-        clock: str,
-        fps: float,
-        deadline: Deadline,
-        hints: bytes = b"",
-    ):
-        self.clock = clock
-        self.decoded = 0
-        self.errors = 0
-        self.first_packet = b""
-        self.first_dts = 0.0  # seconds, of the first packet since the last seek
-        self.last_dts = float("-inf")
-        self.key_time = float("-inf")  # seconds, of the key frame that `find_key` found
-        self._container = container
-        self._stream = stream
-        self._pitch = 1 / fps  # seconds between the last two frames
-        self._deadline = deadline
-        self._hints = hints
-        self._base = float(stream.time_base)
-        # FFmpeg's made-up presentation times would hide that there are none.
-        container.flags &= ~av.container.Flags.gen_pts.value
-        self._restart()
-
-    def threads(self, *, frames_per_run: float) -> None:
-        """Chooses how to decode in parallel: frame threads fill a pipeline that every seek throws away."""
-        count = self._stream.codec_context.thread_count or 4
-        frame_threads = self.clock == "pts" and frames_per_run >= 3 * min(count, 16)
-        self._stream.thread_type = "AUTO" if frame_threads else "SLICE"
-
-    def _restart(self) -> None:
-        self._packets: Iterator[av.Packet] = self._container.demux(self._stream)
-        self._waiting: av.Packet | None = None
-        self._queue: collections.deque[Shown] = collections.deque()
-        self._ended = False
-        self._fresh = True
-        self._time: float | None = None
-
-    def seek(self, second: float) -> None:
-        """Goes to the key frame at or before `second` of the stream's clock (as far as the container knows)."""
-        if self._hints:
-            with contextlib.suppress(
-                av.error.InvalidDataError
-            ):  # read and kept, though no picture follows
-                self._stream.codec_context.decode(av.Packet(self._hints))
-            self._hints = b""
-        self._container.seek(
-            math.floor(second / self._base + 1e-6), stream=self._stream, backward=True
-        )
-        self._restart()
-
-    def find_key(self, limit: float) -> bool:
-        """Skips to the first key packet after a seek; False where there is none up to `limit`.
-
-        Some containers (MPEG-TS) seek to any packet, and nothing before a key frame decodes rightly.
-        """
-        while (packet := self._read()) is not None:
-            self._deadline.check()
-            stamp = packet.dts if packet.dts is not None else packet.pts
-            if packet.is_keyframe:
-                stamp = packet.pts if packet.pts is not None and self.clock == "pts" else stamp
-                self.key_time = limit if stamp is None else stamp * self._base
-                self._waiting = packet
-                return self.key_time <= limit
-            if stamp is not None and stamp * self._base > limit:
-                return False
-        return False
-
-    def first(self, name: str) -> Shown:
-        """The first frame.
-
-        Raises:
-          VideoError: kind "corrupt".
-        """
-        for _ in range(_MAX_PACKETS_TO_FIRST_FRAME):
-            if (shown := self._step()) is not None:
-                return shown
-            if self._ended:
-                break
-        raise VideoError(
-            "corrupt",
-            f"{name}: no frame of its video stream decodes ({self.errors} packets failed)",
-            "check the file with ffprobe, or fetch it again",
-        )
-
-    def next(self) -> Shown | None:
-        """The next frame, or None at the end."""
-        while True:
-            if (shown := self._step()) is not None:
-                return shown
-            if self._ended:
-                return None
-
-    def _step(self) -> Shown | None:
-        """One packet further; a frame if there is one."""
-        if not self._queue and not self._ended:
-            self._deadline.check()
-            for frame in self._decode():
-                self.decoded += 1
-                self._queue.append(Shown(frame, self._when(frame)))
-        return self._queue.popleft() if self._queue else None
-
-    def _read(self) -> av.Packet | None:
-        """The next packet, the empty ones that flush the decoder included; None at the end."""
-        if self._waiting is not None:
-            packet, self._waiting = self._waiting, None
-            return packet
-        try:
-            packet = next(self._packets)
-        except StopIteration:
-            return None
-        except (av.error.InvalidDataError, av.error.EOFError):  # the file ends inside a packet
-            self.errors += 1
-            self._packets = iter(())
-            return av.Packet()
-        if not self.first_packet:
-            self.first_packet = bytes(packet)
-        stamp = packet.dts if packet.dts is not None else packet.pts
-        if stamp is not None:
-            self.last_dts = stamp * self._base
-            if self._fresh:
-                self.first_dts, self._fresh = self.last_dts, False
-        return packet
-
-    def _decode(self) -> list[av.VideoFrame]:
-        packet = self._read()
-        if packet is None:
-            self._ended = True
-            return []
-        try:
-            return self._stream.codec_context.decode(packet if packet.size else None)
-        except (av.error.InvalidDataError, av.error.EOFError, ValueError):
-            self.errors += 1
-            return []
-
-    def _when(self, frame: av.VideoFrame) -> float:
-        stamp = frame.dts if self.clock == "dts" else frame.pts
-        if stamp is None and self.clock == "pts":
-            stamp = frame.dts
-        if stamp is None and self._time is None and self.clock == "pts":
-            self.clock = "none"
-        if (
-            stamp is None or self.clock == "none"
-        ):  # AVI's last frames come out without; a bare stream has none at all
-            time = 0.0 if self._time is None else self._time + self._pitch
-        else:
-            time = stamp * self._base
-        # Stamps that run backwards cannot be shown in their order; the order of decoding stands.
-        if self._time is not None:
-            time = max(time, self._time)
-            if self.clock != "none":
-                self._pitch = time - self._time
-        self._time = time
-        return self._time

@@ -16,7 +16,7 @@ from vo3.video.decode import Decoded, read_frames
 from vo3.video.errors import VideoError
 from vo3.video.folder import FrameFiles
 from vo3.video.policy import CropPolicy
-from vo3.video.sampling import ClipPlan, check_window, plan_clip
+from vo3.video.sampling import ClipPlan, check_aspect, check_window, plan_clip
 from vo3.video.source import Source, directory_error, make_source
 
 
@@ -39,7 +39,7 @@ class VideoCrop:
         policy: CropPolicy | None = None,
         *,
         frame_fps: float | None = None,
-        timeout_s: float = 60.0,
+        timeout_s: float = 120.0,
     ):
         """Opens the video and reads its header and first frame.
 
@@ -74,11 +74,12 @@ class VideoCrop:
             files = self._files
             self.fps, self.frames = files.fps, len(files)
             self.height, self.width = files.height, files.width
-            return
-        self._source = make_source(source)
-        self._probe = container.probe(self._source, deadline)
-        self.fps, self.frames = self._probe.fps, self._probe.frames
-        self.height, self.width = self._probe.height, self._probe.width
+        else:
+            self._source = make_source(source)
+            self._probe = container.probe(self._source, deadline)
+            self.fps, self.frames = self._probe.fps, self._probe.frames
+            self.height, self.width = self._probe.height, self._probe.width
+        check_aspect(self.height, self.width, self.policy.max_aspect, self.name)
 
     @property
     def name(self) -> str:

@@ -7,9 +7,10 @@ import dataclasses
 import av
 import numpy as np
 
-from vo3.video.container import FrameReader, Probe, Shown, video_stream
+from vo3.video.container import Probe, video_stream
 from vo3.video.deadline import Deadline
 from vo3.video.errors import VideoError
+from vo3.video.reader import FrameReader, Shown
 from vo3.video.resize import resize
 from vo3.video.source import Source
 
@@ -120,6 +121,7 @@ class _Reading:
     def run(self, wanted: np.ndarray, height: int, width: int) -> Decoded:
         targets = wanted + self._probe.origin
         self._reader.threads(frames_per_run=self._frames_per_run(targets))
+        self._reader.only(targets.tolist(), self._slack)
         frames = np.empty((len(targets), height, width, 3), np.uint8)
         times = np.empty(len(targets), np.float64)
         convert = _Converter(self._probe, height, width)

@@ -187,6 +187,16 @@ def linspace32(first: float, last: float, n: int) -> np.ndarray:
     return np.where(i < n // 2, up, down).astype(np.float32)
 
 
+def check_aspect(height: int, width: int, most: float, name: str = "the video") -> None:
+    """Raises VideoError, kind "aspect", where one side is more than `most` times the other."""
+    if max(height, width) / min(height, width) > most:
+        raise VideoError(
+            "aspect",
+            f"{name}: in frames of {width} x {height} pixels one side is more than {most:g} times the other",
+            "crop or pad the video to a less extreme shape",
+        )
+
+
 def fit(
     height: int,
     width: int,
@@ -212,12 +222,7 @@ def fit(
     Raises:
       VideoError: kind "aspect".
     """
-    if max(height, width) / min(height, width) > max_aspect:
-        raise VideoError(
-            "aspect",
-            f"the frames are {width} x {height}: one side is more than {max_aspect:g} times the other",
-            "crop or pad the video to a less extreme shape",
-        )
+    check_aspect(height, width, max_aspect)
     unit = token_size
     most, least = upper * unit * unit, lower * unit * unit
     h, w = (max(unit, round(side / unit) * unit) for side in (height, width))

@@ -18,7 +18,9 @@ from vo3.video.errors import VideoError
 
 # FFmpeg may open nothing but the file it is given: a playlist in a video's clothes must not fetch other files or URLs.
 _OPTIONS = {"protocol_whitelist": "file"}
-# Demuxers that take text or lists of other files for a video.
+# How lists of other files begin; they are refused before FFmpeg opens what they name.
+_LISTS = (b"ffconcat", b"#EXTM3U", b"<?xml", b"<MPD")
+# Demuxers that take text or such lists for a video.
 _NOT_VIDEOS = frozenset({"tty", "hls", "concat", "dash", "image2", "lavfi", "vapoursynth"})
 _LOCAL_BUFFER = 1 << 16
 _REMOTE_BUFFER = 1 << 20  # one range request; small reads would pay a round trip each
@@ -48,6 +50,11 @@ class FileSource:
     @contextlib.contextmanager
     def open(self, deadline: Deadline) -> Iterator[av.container.InputContainer]:
         """The opened container."""
+        try:
+            with open(self._path, "rb") as file:
+                _refuse_list(file.read(16), self.name)
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
         # "file:" keeps a colon in the name from being taken for a protocol.
         with _opened(f"file:{self._path}", self.name, deadline, None) as container:
             yield container
@@ -169,10 +176,13 @@ class _Reader:
         self._at = 0
         try:
             self._size = int(file.seek(0, os.SEEK_END))
+            head = self.read(16) if self._size else b""
         except Exception as error:
-            raise _read_error(name, error) from error
+            raise self.error or _read_error(name, error) from error
         if not self._size:
             raise _empty(name)
+        _refuse_list(head, name)
+        self._at = 0
 
     def read(self, size: int) -> bytes:
         try:
@@ -228,6 +238,11 @@ def _opened(
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise _unreadable(name, error) from error
         raise _not_a_video(name, str(error)) from error
+
+
+def _refuse_list(head: bytes, name: str) -> None:
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_LISTS):
+        raise _not_a_video(name, "it is a list of other files")
 
 
 def directory_error(name: str) -> VideoError:

@@ -14,12 +14,6 @@ from vo3.video import CropPolicy, VideoCrop, VideoError, patchify, patchify_imag
 from vo3.video.resize import resize
 from vo3.video.sampling import fit, linspace32
 
-_library = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    # torchvision without its compiled half imports once these names exist.
-    if not hasattr(torch.ops.torchvision, _name):
-        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 
 @pytest.fixture(scope="module")
 def vision_process():
@@ -171,6 +165,7 @@ def test_qwen3_patches_are_16_pixels():
     "frames",
     [np.zeros((2, 30, 28, 3), np.uint8), np.zeros((2, 28, 28, 3), np.float32), np.zeros((2, 28, 28), np.uint8), np.zeros((0, 28, 28, 3), np.uint8)],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_patchify_refuses(frames):
     with pytest.raises(ValueError, match="frames"):
         patchify(frames)
