@@ -2,9 +2,9 @@
 
 python -m vo3.clueworld.pretrain --workdir=out/clueworld/vision
 python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/clueworld/read
-python -m vo3.train.sft --config=configs/clueworld.py:short --workdir=out/clueworld/short
 python -m vo3.train.sft --config=configs/clueworld.py:dense --workdir=out/clueworld/dense
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
+python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
 """
 
 import ml_collections
@@ -24,11 +24,12 @@ _STAGES = {
         {"seed": 2, "worlds": 12, "patches": 10, "length": 448, "dense": True},
     ),
     "whole": (380, "cosine", "dense", {"seed": 3, "worlds": 12, "patches": 32, "length": 544}),
+    "finish": (340, "cosine", "whole", {"seed": 4, "worlds": 12, "patches": 32, "length": 544}),
 }
 
 
 def get_config(stage: str = "read") -> ml_collections.ConfigDict:
-    """`read`: transcripts of two temporal patches; `dense`: trajectories with the patches that hold cards; `whole`: with all 32. Each from the one before."""
+    """`read`: transcripts of two temporal patches; `dense`: trajectories with the patches that hold cards; `whole` and `finish`: with all 32. Each from the one before."""
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
     steps, schedule, before, data = _STAGES[stage]

@@ -1,0 +1,91 @@
+"""The evaluation: its figures by hand, and one world end to end with the embedded model."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from vo3.clueworld import evaluate
+from vo3.clueworld.evaluate import Share, questions, summarise
+from vo3.clueworld.views import crop_policy
+from vo3.clueworld.world import HELD_OUT, make_world
+from vo3.trajectory import Call, Observation, Trajectory, Turn
+from vo3.video import plan_clip
+
+
+def answered(task, answer, *calls):
+    shown = Observation(0, 0.0, 900.0, 1.0, (0.0, 1.0), (0, 4), 28, 56, (1, 2, 4), 2)
+    turns = [Turn("question", "<video>", observations=(shown,))]
+    turns += [Turn("call", "-", call=call) for call in calls]
+    return Trajectory(task, tuple(turns), outcome="answered", answer=answer)
+
+
+def test_figures_by_hand():
+    tasks = list(questions(make_world(3), "w.mp4"))
+    digit, plain = tasks[:3], tasks[3:]
+    clue = digit[0].target.clues[0]
+    inside = Call(clue.start, (clue.start + clue.end) / 2, "fine")
+    rows = [
+        answered(digit[0], digit[0].target.answer, inside),
+        answered(digit[1], "nothing", Call(0.0, 1.0, "fine")),
+        answered(digit[2], None),
+        *(answered(task, task.target.answer) for task in plain[:2]),
+        answered(plain[2], "nothing", Call(0.0, 1.0, "fine")),
+    ]
+    figures = summarise(rows)
+    assert figures["single clue with tool: right"] == Share(1, 3)
+    assert figures["  window hits the clue (IoU > 0), of calls"] == Share(1, 2)
+    assert figures["  mean IoU of calls"] == pytest.approx(0.25)
+    assert figures["  made a call"] == Share(2, 3)
+    assert figures["overview questions: right"] == Share(2, 3)
+    assert figures["  made no call"] == Share(2, 3)
+    assert figures["  video of 10 to 30 minutes"] == Share(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    # Newcombe 1998, table I
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)],
+)
+def test_wilson_intervals_of_the_literature(right, total, low, high):
+    np.testing.assert_allclose(Share(right, total).interval, (low, high), atol=6e-5)
+
+
+def test_questions_are_fixed_by_the_seed_and_held_out():
+    assert evaluate.FIRST_SEED < HELD_OUT
+    one, two = (list(questions(make_world(50_000), "w.mp4")) for _ in range(2))
+    assert one == two and len({t.id for t in one}) == 6
+    assert [bool(t.target.clues) for t in one] == [True] * 3 + [False] * 3
+
+
+def test_one_look_sees_as_many_tokens_as_an_agent_with_a_clip():
+    policy = evaluate.one_look_policy(crop_policy())
+    plan = plan_clip(fps=4.0, frames=7200, height=168, width=336, policy=policy)
+    assert (plan.tokens, len(plan.indices)) == (100, 100)
+    assert dataclasses.replace(policy) == policy
+
+
+def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        evaluate, "make_world", lambda seed: make_world(seed, duration=120 + seed % 7)
+    )
+    arguments = ["--workdir", str(tmp_path), "--worlds", "1"]
+    evaluate.main(arguments)
+    rows = (tmp_path / "agent" / "trajectories.jsonl").read_text().splitlines()
+    assert len(rows) == 6
+    first = capsys.readouterr().out
+    assert "single clue with tool: right" in first
+    evaluate.main(arguments)  # nothing is left to do
+    assert (tmp_path / "agent" / "trajectories.jsonl").read_text().splitlines() == rows
+    assert capsys.readouterr().out == first
+    assert json.loads((tmp_path / "agent" / "summary.json").read_text())
+    evaluate.main([*arguments, "--one-look"])
+    looks = (tmp_path / "one-look" / "trajectories.jsonl").read_text().splitlines()
+    assert len(looks) == 6
+    assert all(len(Trajectory.loads(line).observations) == 1 for line in looks)
+
+
+def test_trained_seeds_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="held out"):
+        evaluate.main(["--workdir", str(tmp_path), "--worlds", "60000"])
