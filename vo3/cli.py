@@ -265,6 +265,7 @@ def _ask(args: argparse.Namespace) -> int:
     trajectory = agent.ask(
         video, args.question, options, max_turns=args.max_turns, on_event=terminal.on_event
     )
+    trajectory = dataclasses.replace(trajectory, model=args.checkpoint)
     if args.target is not None:
         target = Target(args.target, tuple(Clue(*clue) for clue in clues))
         trajectory = dataclasses.replace(

@@ -131,6 +131,7 @@ def test_merge_has_no_nan_in_value_or_gradient():
     np.testing.assert_array_equal(merged, lse)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("index", "value", "words"),
     [

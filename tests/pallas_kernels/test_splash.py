@@ -319,6 +319,7 @@ def bad(**change):
     return {**arrays, "q_vis": shapes.get("q_vis", vis), "kv_vis": shapes.get("kv_vis", vis)}
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -111,6 +111,7 @@ def test_padding_neither_sees_nor_is_seen():
     assert dense[:3, :3].all() and not dense[3:].any() and not dense[:, 3:].any()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("build", "words"),
     [

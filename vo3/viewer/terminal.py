@@ -142,7 +142,9 @@ class Terminal:
     def _ended(self, turn: Turn) -> None:
         if turn.kind == "error":
             self._margin("refused")
-            self.console.print(escape(turn.error or turn.text), style="yellow", highlight=False)
+            self._stream(turn.error or turn.text, style="yellow")
+            self._flush("yellow")
+            self.console.print()
             return
         if turn.kind == "forced":
             self._margin("")
@@ -169,7 +171,7 @@ class Terminal:
             )
         elif turn.kind == "call":
             self.console.print(
-                "\u2192 a call that cannot be read", end="", style="yellow", highlight=False
+                "\u2192 a call that cannot be carried out", end="", style="yellow", highlight=False
             )
         cost = f"{len(turn.ids or ()):,} tokens, {turn.seconds or 0.0:.2f} s"
         cut = ", cut by the length limit" if turn.stop == "length" else ""
@@ -197,17 +199,17 @@ class Terminal:
         self.console.print(f"{label:<{LABEL}}", end="", style="dim", highlight=False, markup=False)
         self._column = LABEL
 
-    def _stream(self, text: str) -> None:
+    def _stream(self, text: str, style: str | None = None) -> None:
         """Writes text word by word, broken at the console's width."""
         for character in text:
             if character.isspace():
-                self._flush()
+                self._flush(style)
                 if self._column > LABEL:
                     self._pending = " "
             else:
                 self._pending += character
 
-    def _flush(self) -> None:
+    def _flush(self, style: str | None = None) -> None:
         word, self._pending = self._pending, ""
         if not word.strip():
             return
@@ -216,4 +218,4 @@ class Terminal:
             self._margin("")
             word = word.lstrip()
         self._column += len(word)
-        self.console.print(word, end="", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(word, end="", style=style, highlight=False, markup=False, soft_wrap=True)

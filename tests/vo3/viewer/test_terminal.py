@@ -52,7 +52,7 @@ def test_the_terminal_tells_the_story():
     for words in (
         "Which digit is on the red card?", "A six", "overview  10:00 in 64 frames of 56 \u00d7 28, one every 9.38",
         "turn 1    I look closer.", "\u2192 looks at 1:35 \u2013 1:59, fine", "3 tokens, 1.00 s",
-        "\u2192 a call that cannot be read", "refused   too short", "\u2192 answers B", "answer    B  seven   \u2713 right",
+        "\u2192 a call that cannot be carried out", "refused   too short", "\u2192 answers B", "answer    B  seven   \u2713 right",
         "64 overview + 36 clip + 6 written tokens, 2.5 s",
     ):  # fmt: skip
         assert words in text, words
