@@ -323,11 +323,8 @@ def _check(tensors: dict[str, st.Tensor], config: Qwen2_5_VLConfig, directory: e
         extra.remove("lm_head.weight")
     missing = sorted(set(wanted) - set(tensors))
     if missing:
-        hint = (
-            " (set tie_word_embeddings to true if they are tied)"
-            if missing == ["lm_head.weight"]
-            else ""
-        )
+        tied = " (set tie_word_embeddings to true if they are tied)"
+        hint = tied if missing == ["lm_head.weight"] else ""
         raise CheckpointError(
             f"{directory} lacks {len(missing)} tensors: {_some(missing)}{hint}; the weights and config.json must be "
             "of the same model, and every shard there"
@@ -350,9 +347,8 @@ def _check(tensors: dict[str, st.Tensor], config: Qwen2_5_VLConfig, directory: e
 
 
 def _some(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (
-        f", and {len(names) - count} more" if len(names) > count else ""
-    )
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f", and {rest} more" if rest > 0 else "")
 
 
 def _assemble(
