@@ -21,9 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import attention_cases as cases
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: pip install libtpu",
+    ),
+    pytest.mark.usefixtures("no_compilation_cache"),
+]
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 VISION = {"length": 65536, "q_heads": 16, "kv_heads": 16, "head_dim": 80, "causal": 0}
