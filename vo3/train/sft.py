@@ -1,6 +1,6 @@
 """Supervised fine-tuning on packed trajectories, thin form.
 
-    python -m vo3.train.sft --config=configs/clueworld.py:short --workdir=DIR [--config.steps=100]
+    python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=DIR [--config.steps=100]
 
 Reads top to bottom: config, model, optimiser, step, loop. The batch of a step is a pure function of (seed, step), so a run that is killed
 and started again goes on from its last checkpoint as if nothing had happened.

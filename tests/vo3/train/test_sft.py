@@ -11,10 +11,10 @@ from vo3.train import sft
 
 
 def debug_config(**changes):
-    config = get_config("short")
-    config.update({"init_vision": "", "workers": 0, "steps": 4, "warmup": 1, "log_every": 1})
+    config = get_config("dense")
+    config.update({"init_from": "", "workers": 0, "steps": 4, "warmup": 1, "log_every": 1})
     config.save_every = 2
-    config.data.update({"worlds": 2, "patches": 2, "length": 400})
+    config.data.update({"worlds": 2, "patches": 6, "length": 448})
     config.update(changes)
     return config
 
