@@ -9,7 +9,7 @@ import numpy as np
 
 from vo3.video.deadline import Deadline
 from vo3.video.errors import VideoError
-from vo3.video.reader import FrameReader
+from vo3.video.reader import FrameReader, packets
 from vo3.video.source import Source
 
 _FALLBACK_FPS = 25.0  # for streams that carry no times at all and name no rate
@@ -208,7 +208,7 @@ def _measure(source: Source, deadline: Deadline, fps: float | None) -> tuple[flo
         stream = video_stream(container, source.name)
         base = float(stream.time_base)
         try:
-            for packet in container.demux(stream):
+            for packet in packets(container, stream):
                 deadline.check()
                 if not packet.size or packet.is_discard:
                     continue

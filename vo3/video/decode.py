@@ -10,7 +10,7 @@ import numpy as np
 from vo3.video.container import Probe, video_stream
 from vo3.video.deadline import Deadline
 from vo3.video.errors import VideoError
-from vo3.video.reader import FrameReader, Shown
+from vo3.video.reader import FrameReader, Shown, packets
 from vo3.video.resize import resize
 from vo3.video.source import Source
 
@@ -239,7 +239,7 @@ class _Reading:
             return False
         self._container.seek(int((target - self._tail()) * av.time_base), backward=True)
         try:
-            for packet in self._container.demux():
+            for packet in packets(self._container):
                 self._deadline.check()
                 stamp = packet.dts if packet.dts is not None else packet.pts
                 if stamp is not None and stamp * packet.time_base > target - self._tail():

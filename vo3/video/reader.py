@@ -31,6 +31,18 @@ class Shown:
     time: float
 
 
+def packets(
+    container: av.container.InputContainer, *streams: av.video.stream.VideoStream
+) -> Iterator[av.Packet]:
+    """The packets of the streams, or of all; at the end one empty packet for each, which flushes its decoder."""
+    while True:
+        try:
+            yield from container.demux(*streams)
+            return
+        except IndexError:  # PyAV stumbles over a stream that begins late (MPEG-TS); it knows it from then on
+            continue
+
+
 class FrameReader:
     """Frames in display order from wherever the last seek landed. Skips and counts what does not decode.
 
@@ -91,7 +103,7 @@ class FrameReader:
         self._sparing = self.clock == "pts" and self._codec.name in _SKIPPABLE
 
     def _restart(self) -> None:
-        self._packets: Iterator[av.Packet] = self._container.demux(self._stream)
+        self._packets: Iterator[av.Packet] = packets(self._container, self._stream)
         self._buffer: collections.deque[av.Packet] = collections.deque()
         self._stamps: list[int] = []  # sorted: of the packets in the buffer and a few before them
         self._frames: collections.deque[Shown] = collections.deque()

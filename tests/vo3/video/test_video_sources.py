@@ -92,16 +92,16 @@ def test_a_remote_file_is_read_by_ranges(tmp_path, monkeypatch):
     def noisy(i, height, width):
         return np.random.default_rng(i).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
-    path = tmp_path / "large.mkv"
+    path = tmp_path / "large.mov"
     video_makers.write(
         path,
         frames=100,
         fps=10,
-        codec="ffv1",
+        codec="rawvideo",
         gop=1,
         height=192,
         width=256,
-        pix_fmt="bgr0",
+        pix_fmt="rgb24",
         image=noisy,
     )
     bucket = Bucket(path.read_bytes())
