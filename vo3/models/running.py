@@ -21,7 +21,7 @@ def run(
     model: Qwen2_5_VL,
     ids: Int[np.ndarray, "L"] | Sequence[int],
     *,
-    patches: Float[np.ndarray, "P C"] | None = None,
+    patches: Float[np.ndarray, "P C"] | Sequence[Sequence[float]] | None = None,
     grids: Sequence[Grid] | None = None,
     second_per_grid: Sequence[float] | None = None,
     visibility: Visibility | None = None,
