@@ -13,7 +13,6 @@ from vo3.viewer.markup import Markup, tag
 
 # Browsers blur what they enlarge. A frame below this width is enlarged here, by whole pixels, so that it stays legible.
 LEGIBLE_WIDTH = 480
-MAX_WIDTH = 640
 
 
 def data_uri(frame: UInt8[np.ndarray, "h w 3"], *, width: int = LEGIBLE_WIDTH) -> str:
@@ -24,9 +23,9 @@ def data_uri(frame: UInt8[np.ndarray, "h w 3"], *, width: int = LEGIBLE_WIDTH) -
         image = image.resize(
             (image.width * factor, image.height * factor), Image.Resampling.NEAREST
         )
-    elif image.width > MAX_WIDTH:
-        height = max(1, round(image.height * MAX_WIDTH / image.width))
-        image = image.resize((MAX_WIDTH, height), Image.Resampling.LANCZOS)
+    elif image.width > (most := width * 4 // 3):
+        height = max(1, round(image.height * most / image.width))
+        image = image.resize((most, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     # Small frames have no detail to lose: full chroma keeps coloured edges where they are.
     image.save(buffer, "JPEG", quality=82, subsampling=0 if factor >= 2 else 2, optimize=True)
