@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import math
 import os
 import sys
@@ -19,6 +20,9 @@ import vo3
 # transformers announces on import that it found no torch; nothing here needs torch.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+# Device files of TPUs and GPUs.
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
+
 
 class UsageError(ValueError):
     """An argument that cannot be used; the message names it and the remedy."""
@@ -27,6 +31,9 @@ class UsageError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = _parser().parse_args(argv)
+    if not any(glob.glob(pattern) for pattern in _ACCELERATORS):
+        # libtpu, installed to compile for chips that are not here, would look for them and complain at length.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
         return args.run(args)
     except BrokenPipeError:
