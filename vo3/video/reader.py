@@ -39,7 +39,8 @@ def packets(
         try:
             yield from container.demux(*streams)
             return
-        except IndexError:  # PyAV stumbles over a stream that begins late (MPEG-TS); it knows it from then on
+        # PyAV stumbles over a stream that begins late (MPEG-TS); it knows it from then on.
+        except IndexError:
             continue
 
 
