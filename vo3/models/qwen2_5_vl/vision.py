@@ -138,15 +138,16 @@ class VisionAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B P D"], angles, visibility: Visibility
     ) -> Float[Array, "B P D"]:
-        """The block\'s output, without the residual."""
-        batch, length, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, self.head_dim)
-        q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        """The block's output, without the residual."""
+        shape = (*x.shape[:2], self.heads, self.head_dim)
+        q, k, v = (
+            y.reshape(shape).transpose(0, 2, 1, 3) for y in jnp.split(self.qkv(x), 3, axis=-1)
+        )
         q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
         out = attention(
             q, k, v, visibility, visibility, causal=False, scale=self.head_dim**-0.5, mesh=self.mesh
         )
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return self.proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class VisionBlock(nnx.Module):
@@ -257,10 +258,9 @@ class VisionTower(nnx.Module):
                 "pass pad_patches equal to the padded row"
             )
         unit = self.config.merge_unit
-        # Pixels are reordered, not embeddings: they carry no gradient, so nothing is scattered on the way back.
-        tokens = patches.reshape(batch, length // unit, -1)
-        tokens = permute(tokens, inputs.order, inputs.inverse)
-        x = self.patch_embed(tokens.reshape(batch, length, -1))
+        x = self.patch_embed(patches)
+        x = permute(x.reshape(batch, length // unit, -1), inputs.order, inputs.inverse)
+        x = x.reshape(batch, length, -1)
         angles = rope.vision_angles(inputs.positions, self.config)
         full = np.isin(np.arange(self.config.depth), self.config.fullatt_block_indexes)
         graph, state = nnx.split(self.blocks)
