@@ -1,0 +1,17 @@
+"""Stage 2 of the published fine-tuning: Seeker-173K, one epoch, with TDAM; starts from stage 1.
+
+python -m vo3.train.sft --config=configs/sft_stage2.py --config.init_from=gs://BUCKET/stage1 --config.data.rows=gs://BUCKET/seeker.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/stage2
+"""
+
+import ml_collections
+
+from vo3.train.config import defaults
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """As stage 1 at twice the batch; a step in ten is masked as released."""
+    config = defaults()
+    config.data.trajectories_per_step = 256
+    config.tdam.policy = "released"
+    config.tdam.mask_ratio = 0.1
+    return config
