@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# One run on a GKE cluster that xpk made: builds nothing, submits one workload.
+#
+#   launch/xpk.sh [--dry-run] [-- flags of the trainer]
+#
+# CLUSTER, PROJECT, ZONE   of xpk
+# WORKLOAD   its name
+# TPU_TYPE   v5p-32, v6e-64, v5litepod-256, ...
+# CONFIG     configs/sft_stage1.py, ...
+# WORKDIR    gs://...
+# BASE_IMAGE or IMAGE   an image with vo3's packages on which xpk lays this checkout, or one that holds all
+# NUM_SLICES=1, PRIORITY=medium, MAX_RESTARTS=100, MODULE=vo3.train.sft, COMPILATION_CACHE (default: WORKDIR/cache)
+#
+# Assumes: xpk 0.6 or later, kubectl and docker are installed and logged in; the cluster has TPU_TYPE; its service account may
+# read rows and videos and write WORKDIR.
+
+set -euo pipefail
+# shellcheck source=launch/env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+FLAGS=()
+while (($#)); do
+  case "$1" in
+    -h | --help) usage; exit 0 ;;
+    --dry-run) DRY_RUN=1 ;;
+    --) shift; FLAGS=("$@"); break ;;
+    *) die "unknown argument $1; flags of the trainer follow --" ;;
+  esac
+  shift
+done
+
+need CLUSTER "the cluster that xpk made"
+need PROJECT "the Google Cloud project"
+need ZONE "the zone"
+need WORKLOAD "a name for the workload"
+need TPU_TYPE "the slice, e.g. v6e-64"
+need CONFIG "the config file"
+need WORKDIR "gs://... of the run"
+[[ -n "${IMAGE:-}" ]] || need BASE_IMAGE "an image with vo3's packages (or IMAGE, one that holds all)"
+check_needs
+[[ "$WORKDIR" == gs://* ]] || die "WORKDIR=$WORKDIR must begin with gs://; a pod's disk is lost"
+[[ -f "$VO3_ROOT/${CONFIG%%:*}" ]] || die "CONFIG=$CONFIG is no file of the checkout"
+need_commands xpk kubectl
+
+NUM_SLICES="${NUM_SLICES:-1}"
+MODULE="${MODULE:-vo3.train.sft}"
+if [[ -n "${IMAGE:-}" ]]; then
+  image=(--docker-image="$IMAGE")
+else
+  image=(--base-docker-image="$BASE_IMAGE" --script-dir="$VO3_ROOT")
+fi
+
+[[ "$DRY_RUN" == 1 ]] && assumptions
+run xpk workload create --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --workload="$WORKLOAD" --tpu-type="$TPU_TYPE" \
+  --num-slices="$NUM_SLICES" --priority="${PRIORITY:-medium}" --max-restarts="${MAX_RESTARTS:-100}" "${image[@]}" \
+  --env=VO3_NUM_PROCESSES=auto --env="JAX_COMPILATION_CACHE_DIR=${COMPILATION_CACHE:-$WORKDIR/cache}" \
+  --command="$(quote python -m "$MODULE" "--config=$CONFIG" "--workdir=$WORKDIR" "${FLAGS[@]}")"
