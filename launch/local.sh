@@ -39,14 +39,14 @@ if [[ -z "${PORT:-}" ]]; then
   PORT="$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 fi
 
-export JAX_PLATFORMS=cpu VO3_COORDINATOR="127.0.0.1:$PORT" VO3_NUM_PROCESSES="$COUNT"
+export JAX_PLATFORMS=cpu VO3_COORDINATOR="127.0.0.1:$PORT" VO3_PROCESSES="$COUNT"
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
 export PYTHONPATH="$VO3_ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ "$DRY_RUN" == 1 ]]; then
   assumptions
   for ((i = 0; i < COUNT; i++)); do
-    run env "VO3_PROCESS_ID=$i" "VO3_NUM_PROCESSES=$COUNT" "VO3_COORDINATOR=$VO3_COORDINATOR" "JAX_PLATFORMS=cpu" \
+    run env "VO3_PROCESS=$i" "VO3_PROCESSES=$COUNT" "VO3_COORDINATOR=$VO3_COORDINATOR" "JAX_PLATFORMS=cpu" \
       "XLA_FLAGS=${XLA_FLAGS# }" "$PYTHON" -m "$MODULE" "$@"
   done
   exit 0
@@ -57,7 +57,7 @@ stop() { for pid in "${PIDS[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
 trap stop TERM INT
 
 for ((i = 0; i < COUNT; i++)); do
-  VO3_PROCESS_ID=$i "$PYTHON" -m "$MODULE" "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
+  VO3_PROCESS=$i "$PYTHON" -m "$MODULE" "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
   PIDS+=($!)
 done
 

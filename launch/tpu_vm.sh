@@ -191,7 +191,7 @@ setup() {
 
 start() {
   local command
-  command="$(quote env VO3_NUM_PROCESSES=auto "JAX_COMPILATION_CACHE_DIR=$COMPILATION_CACHE" ../vo3-venv/bin/python -m "$MODULE" \
+  command="$(quote env VO3_PROCESSES=auto "JAX_COMPILATION_CACHE_DIR=$COMPILATION_CACHE" ../vo3-venv/bin/python -m "$MODULE" \
     "--config=$CONFIG" "--workdir=$WORKDIR" "${FLAGS[@]}")"
   # The exit code is left in a file: what started it is gone by then.
   on_all "cd vo3-src && rm -f ../vo3.rc && (setsid bash -c $(quote "trap : TERM; $command >../vo3.log 2>&1; echo \$? >../vo3.rc") </dev/null >/dev/null 2>&1 & echo \$! >../vo3.pid)"

@@ -53,5 +53,5 @@ fi
 [[ "$DRY_RUN" == 1 ]] && assumptions
 run xpk workload create --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --workload="$WORKLOAD" --tpu-type="$TPU_TYPE" \
   --num-slices="$NUM_SLICES" --priority="${PRIORITY:-medium}" --max-restarts="${MAX_RESTARTS:-100}" "${image[@]}" \
-  --env=VO3_NUM_PROCESSES=auto --env="JAX_COMPILATION_CACHE_DIR=${COMPILATION_CACHE:-$WORKDIR/cache}" \
+  --env=VO3_PROCESSES=auto --env="JAX_COMPILATION_CACHE_DIR=${COMPILATION_CACHE:-$WORKDIR/cache}" \
   --command="$(quote python -m "$MODULE" "--config=$CONFIG" "--workdir=$WORKDIR" "${FLAGS[@]}")"
