@@ -1,0 +1,74 @@
+"""Trajectories that could not be read: what is said of each, and how a run that goes on remembers them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+
+from etils import epath
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A trajectory that was left out of its step.
+
+    Attributes:
+      step: of the plan.
+      number: of the trajectory in its source.
+      id: the row's own id; "" when the row itself could not be read.
+      video: what was being read.
+      kind: a kind of `VideoError`; "row" (the source failed), "encode", "length" (it no longer fits the row that was planned for
+        it), "crash" (it ended the worker process, more than once), "error" (anything else).
+      message: in words.
+    """
+
+    step: int
+    number: int
+    id: str
+    video: str
+    kind: str
+    message: str
+
+
+class FailureLimitError(RuntimeError):
+    """Too large a share of the trajectories could not be read."""
+
+
+class StopReading(Exception):
+    """The loader is being closed; what is under way is dropped."""
+
+
+class FailureRecord:
+    """Failures as JSON lines in a folder, one file per process, so that a run that goes on sees the same holes.
+
+    Attributes:
+      known: failures that stood there, of every process, by (step, number).
+    """
+
+    def __init__(self, folder: epath.PathLike, process_index: int):
+        folder = epath.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"failures-{process_index:05d}.jsonl"
+        self._lines: list[str] = []
+        self.known: dict[tuple[int, int], Failure] = {}
+        for path in sorted(folder.glob("failures-*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    failure = Failure(**json.loads(line))
+                except (ValueError, TypeError):  # the last line of a run that was killed
+                    continue
+                self.known[failure.step, failure.number] = failure
+                if path == self._path:
+                    self._lines.append(line)
+
+    def add(self, failures: Iterable[Failure]) -> None:
+        """Writes those that do not stand there yet."""
+        new = [f for f in failures if (f.step, f.number) not in self.known]
+        if not new:
+            return
+        for failure in new:
+            self.known[failure.step, failure.number] = failure
+            self._lines.append(json.dumps(dataclasses.asdict(failure), ensure_ascii=False))
+        # Written whole: an object store cannot append. Failures are few.
+        self._path.write_text("".join(f"{line}\n" for line in self._lines))
