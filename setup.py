@@ -43,6 +43,9 @@ EXTRAS = {
     ],
     "eval": ["pyarrow>=17"],
     "serve": ["uvicorn>=0.30", "starlette>=0.40"],
+    # data_prep: endpoints, retries, uploads. Beam, for clusters, pins old pyarrow and protobuf: an extra of its own.
+    "synthesis": ["aiohttp>=3.10", "tenacity>=9", "google-genai>=1.20"],
+    "beam": ["apache-beam>=2.65"],
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",

@@ -1,0 +1,5 @@
+"""The run's report: one HTML file."""
+
+
+def write(store) -> None:
+    """Writes `WORKDIR/report.html`."""

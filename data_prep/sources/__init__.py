@@ -1,0 +1,1 @@
+"""Where triplets come from: adapters for public formats, from local files, and the synthetic world."""

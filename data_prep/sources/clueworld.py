@@ -1,0 +1,182 @@
+"""Triplets on the synthetic world, with the truth behind each: what the oracle answers from, and what faults are measured against.
+
+Kinds: `digit` (one clue, needs a look), `overview` (a question that the coarse view answers), `pair` (two clues: both must be
+looked at) and `grounding` (when does a card show). A triplet's id is `SEED-KIND`, and everything about it follows from the id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_prep.keys import draw
+from data_prep.schema import Triplet, VideoInfo
+from vo3.clueworld import tasks
+from vo3.clueworld.views import Sighting, crop_policy, observe, sightings
+from vo3.clueworld.world import COLORS, FPS, HEIGHT, WIDTH, Card, World, make_world
+from vo3.trajectory import Clue, Target, Task
+
+SOURCE = "clueworld"
+KINDS = ("digit", "overview", "pair", "grounding")
+# Far from the seeds of tests, demos and evaluation, below those of training.
+FIRST_SEED = 70_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A triplet with its truth.
+
+    Attributes:
+      triplet: as a sound source would give it.
+      world: the video.
+      kind: one of `KINDS`.
+      said: what the last think states.
+      needs: the cards that must be read closely; empty when the coarse view does.
+      shows: the cards that the answer rests on.
+      asked: the name of an overview question ("count", "exists", ...), else `kind`.
+    """
+
+    triplet: Triplet
+    world: World
+    kind: str
+    said: str
+    needs: tuple[Card, ...]
+    shows: tuple[Card, ...]
+    asked: str
+
+    @property
+    def task(self) -> Task:
+        """The triplet as a task with its target."""
+        t = self.triplet
+        return Task(t.id, t.video, t.question, t.options, Target(t.answer, t.clues, ""))
+
+
+def triplets(
+    *,
+    limit: int,
+    first_seed: int = FIRST_SEED,
+    kinds: Sequence[str] = KINDS,
+    wrong_answers: float = 0.0,
+    fault_seed: int = 0,
+) -> Iterator[Triplet]:
+    """`limit` triplets, `len(kinds)` on each world.
+
+    Args:
+      limit: how many.
+      first_seed: of the worlds.
+      kinds: what is asked of each world.
+      wrong_answers: share of triplets whose known answer is wrong, as sources have them.
+      fault_seed: decides which.
+
+    Raises:
+      ValueError: an unknown kind.
+    """
+    if unknown := set(kinds) - set(KINDS):
+        raise ValueError(f"unknown kinds {sorted(unknown)}; there are {KINDS}")
+    for number in range(limit):
+        seed, kind = first_seed + number // len(kinds), kinds[number % len(kinds)]
+        triplet = case(f"{seed}-{kind}").triplet
+        if has_wrong_answer(triplet.id, rate=wrong_answers, seed=fault_seed):
+            triplet = spoiled(triplet)
+        yield triplet
+
+
+def has_wrong_answer(name: str, *, rate: float, seed: int) -> bool:
+    """Whether the source gives this triplet a wrong answer."""
+    return draw("fault", "answer", seed, name) < rate
+
+
+def spoiled(triplet: Triplet) -> Triplet:
+    """The triplet with a wrong answer, or for grounding a wrong interval."""
+    if triplet.kind == "grounding":
+        clue, duration = triplet.clues[0], triplet.info.duration
+        shift = duration / 2 if clue.start < duration / 2 else -duration / 2
+        moved = Clue(clue.start + shift, clue.end + shift)
+        return dataclasses.replace(triplet, clues=(moved,))
+    if triplet.options:
+        letters = list(triplet.options)
+        wrong = letters[(letters.index(triplet.answer) + 1) % len(letters)]
+    else:
+        wrong = str((int(triplet.answer) + 3) % 10) if triplet.answer.isdigit() else ""
+        if triplet.answer in COLORS:
+            names = list(COLORS)
+            wrong = names[(names.index(triplet.answer) + 1) % len(names)]
+        wrong = wrong or {"yes": "no", "no": "yes"}[triplet.answer]
+    return dataclasses.replace(triplet, answer=wrong)
+
+
+@functools.lru_cache(maxsize=256)
+def _world(seed: int) -> World:
+    return make_world(seed)
+
+
+@functools.lru_cache(maxsize=1024)
+def case(name: str) -> Case:
+    """The case of an id.
+
+    Raises:
+      ValueError: not an id of this source.
+    """
+    head, _, kind = name.partition("-")
+    if not head.isdigit() or kind not in KINDS:
+        raise ValueError(f"{name!r} is no id of the synthetic world; they read like 70000-digit")
+    seed = int(head)
+    world = _world(seed)
+    rng = np.random.default_rng([0x5E3D, seed, KINDS.index(kind)])
+    video = f"{seed}.mp4"
+    info = VideoInfo(FPS, world.frames, HEIGHT, WIDTH)
+    if kind == "grounding":
+        card = world.cards[rng.integers(len(world.cards))]
+        sight = seen(world, (card,))[0]
+        triplet = Triplet(
+            id=name, video=video, question=f"the {card.color} card is there", answer="",
+            kind="grounding", clues=(Clue(sight.start, sight.end),), source=SOURCE, info=info,
+        )  # fmt: skip
+        said = f"the {card.color} card shows from {sight.start} to {sight.end}."
+        return Case(triplet, world, kind, said, (), (card,), kind)
+    asked = kind
+    if kind == "pair":
+        question, needs = _pair(world, rng)
+        shows = needs
+    elif kind == "digit":
+        question = tasks.KINDS["digit"](world, rng)
+        needs = shows = (question.card,)
+    else:
+        asked = str(rng.choice(tasks.OVERVIEW_KINDS))
+        question = tasks.KINDS[asked](world, rng)
+        needs = ()
+        named = [c for c in world.cards if f" {c.color} " in question.text]
+        shows = tuple(named) if asked == "exists" else world.cards
+    task = tasks.make_task(
+        world, question, video=video, task_id=name, rng=rng, options=bool(rng.random() < 0.6)
+    )
+    triplet = Triplet(
+        id=name, video=video, question=task.question, answer=task.target.answer,
+        options=task.options, source=SOURCE, info=info,
+    )  # fmt: skip
+    return Case(triplet, world, kind, question.said, needs, shows, asked)
+
+
+def _pair(world: World, rng: np.random.Generator) -> tuple[tasks.Question, tuple[Card, ...]]:
+    """What is the sum of two cards' digits? In order of appearance."""
+    first, second = sorted(rng.permutation(len(world.cards))[:2])
+    cards = (world.cards[first], world.cards[second])
+    total = cards[0].digit + cards[1].digit
+    said = " and ".join(f"the {c.color} card shows {c.digit}" for c in cards)
+    question = tasks.Question(
+        text=f"What do the digits on the {cards[0].color} and {cards[1].color} cards add up to?",
+        answer=str(total),
+        choices=tuple(str(n) for n in range(19) if n != total),
+        said=f"{said}. that makes {total}.",
+    )
+    return question, cards
+
+
+def seen(world: World, cards: Sequence[Card] | None = None) -> list[Sighting]:
+    """Where the coarse view shows these cards (all unless given): the windows a viewer would name."""
+    overview = observe(world, 0, policy=crop_policy())
+    found = sightings(world, overview)
+    return [s for s in found if cards is None or s.card in cards]
