@@ -33,7 +33,7 @@ $(VENV)/.core: setup.py pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python $(PIP) -e '.[data,eval,serve,synthesis,dev]'
+	$(BIN)/python $(PIP) -e '.[data,train,eval,serve,synthesis,dev]'
 	touch $@
 
 # The reference implementations that the tests compare with. torchvision wants a torch build of its own, hence --no-deps.

@@ -41,6 +41,8 @@ EXTRAS = {
         "importlib_resources",
         "pyarrow>=17",
     ],
+    "train": ["tensorboardX>=2.6"],
+    "wandb": ["wandb>=0.18"],
     "eval": ["pyarrow>=17"],
     "serve": ["uvicorn>=0.30", "starlette>=0.40"],
     # data_prep: endpoints, retries, uploads. Beam, for clusters, pins old pyarrow and protobuf: an extra of its own.

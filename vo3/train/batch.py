@@ -1,16 +1,23 @@
-"""Packed training rows: what crosses the border from host to device."""
+"""Packed training rows: what crosses the border from host to device.
+
+Two forms. `RowBatch` is what the loader makes of real videos: every field has the row axis first and a row brings its own
+patches, so that one rule splits all of it over devices. `Batch` is that of sources that render frames of equal sizes on the
+fly and share them between the rows (ClueWorld).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from pallas_kernels.visibility import Visibility
 from vo3.chat import Encoded
+from vo3.models.qwen2_5_vl.vision import VisionInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +27,38 @@ class Example:
     encoded: Encoded
     weight: Float[np.ndarray, "L"]
     shown: tuple[tuple[str, int], ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowBatch:
+    """Packed rows, the row axis first in every field. M = P / (patches per token).
+
+    Attributes:
+      ids: token ids.
+      positions: M-RoPE positions, each trajectory from 0.
+      visibility: fields [B, L]; trajectories do not see each other. `hide` is that of the TDAM policy; the step draws
+        whether it counts.
+      weight: loss weight of each token as a target (0: no loss).
+      feature_index: -1 or the place among the row's own vision tokens.
+      patches: uint8 grey levels or normalised floats; None where `features` are.
+      vision: the tower's inputs, row axis first; None where `features` are.
+      features: vision tokens that were computed before; None where `patches` are.
+    """
+
+    ids: Int[np.ndarray, "B L"]
+    positions: Int[np.ndarray, "B 3 L"]
+    visibility: Visibility
+    weight: Float[np.ndarray, "B L"]
+    feature_index: Int[np.ndarray, "B L"]
+    patches: Shaped[np.ndarray, "B P C"] | None = None
+    vision: VisionInputs | None = None
+    features: Float[np.ndarray, "B M D"] | None = None
+
+    @classmethod
+    def of(cls, rows: Any) -> RowBatch:
+        """The part of `vo3.data.rows.Rows` that the device needs."""
+        return cls(**{f.name: getattr(rows, f.name) for f in dataclasses.fields(cls)})
 
 
 @jax.tree_util.register_dataclass

@@ -44,19 +44,30 @@ def make_optimizer(
     adam_rate: optax.Schedule | None = None,
     weight_decay: float = 0.0,
     clip: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
 ) -> optax.GradientTransformation:
     """`adamw`, or `muon` for matrices with AdamW for the rest, behind clipping by the global norm.
 
     Args:
       rate: learning rate; with Muon, of the matrices.
       adam_rate: with Muon, learning rate of everything else.
+      weight_decay: decoupled, as in AdamW.
+      clip: most the global norm of the gradient may be.
+      betas, eps: of Adam.
+
+    Raises:
+      ValueError: an unknown name.
     """
     if name == "adamw":
-        core = optax.adamw(rate, weight_decay=weight_decay)
+        core = optax.adamw(rate, *betas, eps=eps, weight_decay=weight_decay)
     elif name == "muon":
         core = contrib.muon(
             rate,
             weight_decay=weight_decay,
+            adam_b1=betas[0],
+            adam_b2=betas[1],
+            eps=eps,
             adam_learning_rate=adam_rate or rate,
             muon_weight_dimension_numbers=muon_dimensions,
         )

@@ -1,38 +1,35 @@
-"""Supervised fine-tuning on packed trajectories, thin form.
+"""Supervised fine-tuning, from one core to a pod by the same command.
 
-    python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=DIR [--config.steps=100]
+    python -m vo3.train.sft --config=configs/sft_stage1.py --workdir=DIR [--config.steps=100]
 
-Reads top to bottom: config, model, optimiser, step, loop. The batch of a step is a pure function of (seed, step), so a run that is killed
-and started again goes on from its last checkpoint as if nothing had happened.
+Reads top to bottom: config, data, model, loop. What a step computes is a pure function of (config, step, parameters), so a run
+that is killed and started again goes on from its newest checkpoint as if nothing had happened. SIGTERM or a preemption notice
+saves and exits with 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 from absl import app, flags, logging
 from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 
-from vo3.clueworld.config import model_config
-from vo3.clueworld.data import DataConfig, make_stream
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
-from vo3.models.qwen2_5_vl.vision import vision_inputs
-from vo3.train.batch import Batch
-from vo3.train.losses import chunked_cross_entropy
-from vo3.train.optim import make_optimizer, schedule
-from vo3.train.pixels import patchify_traced
-from vo3.train.prefetch import prefetch
+from vo3.train import checkpoints as ckpt
+from vo3.train import config as config_lib
+from vo3.train import processes, samples, sharding
+from vo3.train.feed import Ahead, ClueWorldFeed, Feed, MicroBatch
+from vo3.train.metrics import Log, Meter, Profile
+from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
+from vo3.train.step import FAULTS, Metrics, Programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Training configuration.", lock_config=True
@@ -40,170 +37,317 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and logs go here.")
 
 
-# ---------------------------------------------------------------- the step
+class TrainingFault(RuntimeError):
+    """A step was not finite, or a spike, and the config says to stop."""
 
 
-def features_of(model: Qwen2_5_VL, frames: jax.Array) -> jax.Array:
-    """Vision tokens [N * tokens, D] of N videos of equal size, uint8 [N, T, h, w, 3]."""
-    config = model.config.vision
-    patches = patchify_traced(frames, config)
-    videos, steps, count, _ = patches.shape
-    h, w = frames.shape[2] // config.patch_size, frames.shape[3] // config.patch_size
-    one = vision_inputs([(1, h, w)], config)
-    rows = jax.tree.map(lambda f: jnp.broadcast_to(f, (videos * steps, *f.shape)), one)
-    features = model.encode_vision(patches.reshape(videos * steps, count, -1), rows)
-    return features.reshape(-1, features.shape[-1])
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run ended with.
+
+    Attributes:
+      params: every parameter by dotted path, frozen ones too.
+      step: steps done.
+      finished: whether that is all of them; False after SIGTERM.
+    """
+
+    params: Params
+    step: int
+    finished: bool
 
 
-def loss_fn(model: Qwen2_5_VL, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Weighted cross-entropy and accuracy of the batch."""
-    features = jnp.concatenate(
-        [features_of(model, batch.overviews), features_of(model, batch.clips)]
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    *,
+    feed: Feed | None = None,
+    devices: list[Any] | None = None,
+    stop_after: int | None = None,
+) -> Result:
+    """Runs to `config.steps`, or to the end of the data's epochs, from the newest checkpoint in `workdir` on.
+
+    Args:
+      config: of `vo3.train.config.defaults()`, or the short form of `configs/clueworld.py`.
+      workdir: checkpoints and logs.
+      feed: the data; None: as `config.data` says.
+      devices: to use; None: all, or what the short form says.
+      stop_after: save and end after this step, as SIGTERM does.
+
+    Raises:
+      ConfigError: the configuration contradicts itself, or the workdir is another run's.
+      CheckpointError: checkpoints cannot be read or written.
+      TrainingFault: a step that is not finite, or a spike, with `on_nan="stop"`.
+    """
+    workdir = epath.Path(workdir)
+    if "optimizer" in config:
+        config, devices = from_short_form(config), devices or jax.local_devices()[:1]
+    else:
+        config_lib.validate(config, needs_data=feed is None)
+    devices = devices or jax.devices()
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    mesh = sharding.make_mesh(config, devices)
+    feed = feed or make_feed(config, mesh, workdir)
+    config = _resolved(config, len(devices), feed)
+    ckpt.claim(workdir, config)
+    run = trainable(config, mesh)
+    if processes.first():
+        logging.info("configuration:\n%s", config_lib.to_text(config))
+        counts = [sum(np.prod(s.shape) for s in run.part(f).values()) for f in (False, True)]
+        logging.info("%s parameters are trained, %s frozen", *(f"{int(n):,}" for n in counts))
+
+    with ckpt.Checkpoints(workdir, run, plan=feed.plan) as checkpoints:
+        state, frozen = start(run, checkpoints)
+        state, step, finished = _loop(run, feed, checkpoints, state, frozen, workdir, stop_after)
+    params = {**state.params, **frozen}
+    if finished and config.checkpoint.export_hf:
+        ckpt.export(run, params, workdir / "export")
+    return Result(params, step, finished)
+
+
+def start(run: Trainable, checkpoints: ckpt.Checkpoints) -> tuple[TrainState, Params]:
+    """(state, frozen parameters): of the newest checkpoint, or new ones."""
+    restored = checkpoints.restore()
+    if restored is not None:
+        logging.info("resuming from step %d", restored.position.step)
+        return restored.state, checkpoints.frozen(lambda: run.split(initial_params(run))[1])
+    trained, frozen = run.split(initial_params(run))
+    make = jax.jit(run.new_state, out_shardings=jax.tree.map(lambda x: x.sharding, run.state))
+    return make(trained), checkpoints.frozen(lambda: frozen)
+
+
+def _loop(
+    run: Trainable,
+    feed: Feed,
+    checkpoints: ckpt.Checkpoints,
+    state: TrainState,
+    frozen: Params,
+    workdir: epath.Path,
+    stop_after: int | None,
+) -> tuple[TrainState, int, bool]:
+    """Steps until the end; returns (state, steps done, whether all are)."""
+    config, done = run.config, int(state.step)
+    programs = Programs(run)
+    _, groups = sharding.row_groups(run.mesh)
+    put = functools.partial(sharding.place, mesh=run.mesh, groups=groups)
+    vision_trained = any(n.startswith("vision.blocks") for n in run.part(frozen=False))
+    meter = Meter(run.model, total=config.steps, vision_trained=vision_trained, mesh=run.mesh)
+    profile = Profile(workdir, config)
+    log = Log(workdir, config, start=done)
+    source = feed.micro_batches(done, config.steps)
+    ahead = Ahead(source, lambda item: (item, put(item.batch)))
+    with processes.Preemption() as preemption, log, ahead:
+        items = iter(ahead)
+        saved = done
+        while done < config.steps:
+            profile.before(done + 1)
+            hosts, state, metrics, waited = _step(programs, feed, state, frozen, items)
+            done += 1
+            for item in hosts:
+                meter.add(item.work, 0.0) if item is not hosts[-1] else meter.add(item.work, waited)
+            profile.after(done)
+            if metrics.fault:
+                _report_fault(workdir, done, hosts, metrics, checkpoints.steps(), config.on_nan)
+            if done % config.log.every == 0 or done == config.steps:
+                log.write(meter.row(done, _values(metrics, run, done, programs)))
+            if (
+                config.log.samples_every
+                and done % config.log.samples_every == 1 % config.log.samples_every
+            ):
+                batch = hosts[0].batch
+                log.sample(done, samples.text_of(batch, feed.tokenizer), samples.picture_of(batch))
+            ending = preemption.reached(done) or done == stop_after
+            if done % config.checkpoint.every == 0 or done == config.steps or ending:
+                checkpoints.save(state, done)
+                saved = done
+            if ending and done < config.steps:
+                logging.info("asked to end: saved step %d", saved)
+                break
+        profile.after(10**9)
+        checkpoints.wait()
+    return state, done, done == config.steps
+
+
+def _step(
+    programs: Programs, feed: Feed, state: TrainState, frozen: Params, items: Any
+) -> tuple[list[MicroBatch], TrainState, Metrics, float]:
+    """One optimiser step: takes its micro-batches; returns them, the new state, the metrics on the host, and the seconds
+    that were spent waiting for data.
+    """
+    hosts: list[MicroBatch] = []
+    waited = 0.0
+    partial = None if feed.single else programs.zero()
+    while not hosts or not hosts[-1].last:
+        begin = time.monotonic()
+        host, batch = next(items)
+        waited += time.monotonic() - begin
+        hosts.append(host)
+        if feed.single:
+            state, metrics = programs.update(state, frozen, batch)
+        else:
+            partial = programs.add(partial, state, frozen, batch)
+    if not feed.single:
+        state, metrics = programs.finish(state, partial)
+    # Waits for the step: else its own time would count as waiting for data.
+    return hosts, state, jax.device_get(metrics), waited
+
+
+def _values(metrics: Metrics, run: Trainable, done: int, programs: Programs) -> dict[str, float]:
+    values = {
+        "loss": float(metrics.entropy),
+        "accuracy": float(metrics.accuracy),
+        "gradient_norm": float(metrics.gradient_norm),
+        "rate": float(run.rate(done - 1)),
+        "programs": programs.compiled(),
+    }
+    if run.config.loss.z_loss or run.config.loss.label_smoothing:
+        values["objective"] = float(metrics.loss)
+    if run.config.tdam.policy != "off":
+        values["masked"] = float(metrics.masked)
+    return values
+
+
+def _report_fault(
+    workdir: epath.Path,
+    done: int,
+    hosts: list[MicroBatch],
+    metrics: Metrics,
+    saved: list[int],
+    on_nan: str,
+) -> None:
+    """Dumps the step's batches and names them.
+
+    Raises:
+      TrainingFault: with `on_nan="stop"`.
+    """
+    folder = workdir / "faults"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"step-{done:06d}-process{jax.process_index()}"
+    names = [name for host in hosts for name in host.names]
+    for i, host in enumerate(hosts):
+        leaves, _ = jax.tree_util.tree_flatten_with_path(host.batch)
+        arrays = {jax.tree_util.keystr(path).strip("."): np.asarray(leaf) for path, leaf in leaves}
+        with (folder / f"{name}-{i}.npz").open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    (folder / f"{name}.txt").write_text("\n".join(names) + "\n")
+    message = (
+        f"step {done}: {FAULTS[int(metrics.fault)]} (loss {float(metrics.loss):g}, gradient norm "
+        f"{float(metrics.gradient_norm):g}); its batches are in {folder / name}-*.npz, their names in {name}.txt: "
+        f"{', '.join(names[:5])}"
     )
-    out = model(
-        batch.ids,
-        batch.positions,
-        batch.visibility,
-        features=features,
-        feature_index=batch.feature_index,
-        logits="none",
-    )
-    return chunked_cross_entropy(
-        out.hidden[:, :-1], batch.ids[:, 1:], batch.weight[:, 1:], model.unembed
+    if on_nan == "skip":
+        logging.warning("%s; the step is skipped", message)
+        return
+    raise TrainingFault(
+        f"{message}. Nothing of the step was kept; checkpoints: {saved or 'none'}. Start again with --config.on_nan=skip to "
+        "pass over it"
     )
 
 
-def make_step(graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
-    """The jitted update: (params, opt_state, batch) -> (params, opt_state, metrics); the first two are donated."""
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, batch: Batch):
-        def objective(p):
-            return loss_fn(nnx.merge(graph, p), batch)
-
-        (loss, accuracy), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(gradient)}
-        return optax.apply_updates(params, updates), opt_state, metrics
-
-    return step
+# ---------------------------------------------------------------- configuration and data
 
 
-# ---------------------------------------------------------------- the run
+def make_feed(config: ml_collections.ConfigDict, mesh: Any, workdir: epath.PathLike) -> Feed:
+    """The data that `config.data` names."""
+    if config.data.source == "clueworld":
+        return ClueWorldFeed(config)
+    from vo3.train.row_feed import RowFeed  # grain and the readers, which ClueWorld does not need
+
+    return RowFeed(config, mesh, workdir)
 
 
-def initial_params(model: Qwen2_5_VL, config: ml_collections.ConfigDict) -> nnx.State:
-    """Where parameters come from, the first that applies: 1. `config.init_from`, 2. `config.init_vision`, 3. random."""
-    if config.init_from:
-        return latest_params(model, config.init_from)
-    if config.init_vision:
-        with epath.Path(config.init_vision).open("rb") as file:
-            arrays = np.load(file)
-            leaves = [jnp.asarray(arrays[f"arr_{i}"]) for i in range(len(arrays.files))]
-        tower = jax.tree.structure(nnx.state(model.vision, nnx.Param))
-        nnx.update(model.vision, jax.tree.unflatten(tower, leaves))
-    return nnx.state(model, nnx.Param)
+def _resolved(
+    config: ml_collections.ConfigDict, devices: int, feed: Feed
+) -> ml_collections.ConfigDict:
+    clueworld = dict(config.data.clueworld)
+    config = ml_collections.ConfigDict(config).copy_and_resolve_references()
+    with config.unlocked():
+        config.data.clueworld = config_lib.defaults().data.clueworld
+    config = config_lib.resolve(
+        config, devices=devices, steps_per_epoch=feed.steps_per_epoch, needs_data=False
+    )
+    with config.unlocked():
+        # The stream's own fields are checked by the stream.
+        config.data.clueworld = ml_collections.ConfigDict(clueworld)
+        config.optim.warmup = float(config_lib.warmup_steps(config, config.steps))
+    if not config.steps:
+        raise config_lib.ConfigError("steps=0 with data that does not end; set --config.steps")
+    return config
+
+
+def from_short_form(short: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The full configuration of the short form in `configs/clueworld.py`: the embedded model from scratch on one device."""
+    config = config_lib.override(
+        config_lib.defaults(),
+        **{
+            "seed": short.seed,
+            "steps": short.steps,
+            "model": "clueworld",
+            "init_from": short.init_from or "random",
+            "init_vision": "" if short.init_from else short.init_vision,
+            "dtype": "float32",
+            "remat": "none",
+            "frozen": (),
+            "mesh.fsdp": 1,
+            "data.source": "clueworld",
+            "data.workers": short.workers,
+            "optim.name": short.optimizer,
+            "optim.rate": short.rate,
+            "optim.adam_rate": short.adam_rate,
+            "optim.schedule": short.schedule,
+            "optim.warmup": float(short.warmup),
+            "optim.weight_decay": short.weight_decay,
+            "optim.clip": short.clip,
+            "checkpoint.every": short.save_every,
+            "checkpoint.export_hf": False,
+            "log.every": short.log_every,
+            "log.tensorboard": False,
+            "log.samples_every": 0,
+        },
+    )
+    with config.unlocked():
+        config.data.clueworld = ml_collections.ConfigDict(short.data.to_dict())
+    return config
 
 
 def latest_params(model: Qwen2_5_VL, workdir: epath.PathLike) -> nnx.State:
-    """The parameters of the newest checkpoint of a run.
+    """The parameters of the newest checkpoint of a run, for `model`.
 
     Raises:
       FileNotFoundError: the run has no checkpoint.
     """
-    params = nnx.state(model, nnx.Param)
-    with ocp.CheckpointManager((epath.Path(workdir) / "checkpoints").absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {workdir}; train that stage first")
-        target = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
-        return manager.restore(step, args=target)["params"]
+    from vo3.models import hf_io
+
+    like = hf_io.flatten(nnx.state(model, nnx.Param))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = {n: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for n, v in like.items()}
+    return hf_io.unflatten(like, ckpt.read_params(workdir, shapes))
 
 
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+def main(_: list[str]) -> None:
+    """Entry point of `python -m vo3.train.sft`: exit code 0 when finished or saved on request, 1 with one line on a known error."""
+    processes.start()
+    _quiet()
+    try:
+        train(_CONFIG.value, _WORKDIR.value)
+    except (
+        config_lib.ConfigError,
+        ckpt.CheckpointError,
+        TrainingFault,
+        FileNotFoundError,
+    ) as error:
+        raise SystemExit(f"vo3.train.sft: {error}") from error
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> nnx.State:
-    """Runs to `config.steps`, resuming from the newest checkpoint in `workdir`; returns the parameters."""
-    workdir = epath.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1))
+def _quiet() -> None:
+    """Leaves out what Orbax tells of every file: the run's own lines would be lost in it."""
+    import logging as std
 
-    model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(config.seed))
-    params = initial_params(model, config)
-    graph = nnx.graphdef(model)
-    rate = functools.partial(schedule, config.schedule, steps=config.steps, warmup=config.warmup)
-    optimizer = make_optimizer(
-        config.optimizer,
-        rate(config.rate),
-        adam_rate=rate(config.adam_rate),
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-    )
-    opt_state = optimizer.init(params)
-
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=config.save_every)
-    manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
-    start = manager.latest_step() or 0
-    if start:
-        logging.info("resuming from step %d", start)
-        kept = manager.restore(
-            start,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(params)),
-                optimizer=ocp.args.StandardRestore(_abstract(opt_state)),
-            ),
-        )
-        params, opt_state = kept["params"], kept["optimizer"]
-
-    step_fn = make_step(graph, optimizer)
-    make = functools.partial(make_stream, DataConfig(**config.data))
-    begin, waited, last = time.time(), 0.0, start
-    ready = time.time()
-    with manager, (workdir / "log.jsonl").open("a") as log:
-        for i, batch in enumerate(
-            prefetch(make, start=start, stop=config.steps, workers=config.workers), start
-        ):
-            waited += time.time() - ready
-            params, opt_state, metrics = step_fn(params, opt_state, batch)
-            jax.block_until_ready(
-                metrics
-            )  # else the step's own time would count as waiting for data
-            done = i + 1
-            if done % config.log_every == 0 or done == config.steps:
-                row = {k: round(float(v), 5) for k, v in metrics.items()}
-                spent = time.time() - begin
-                row |= {
-                    "step": done,
-                    "seconds": round(spent, 1),
-                    "seconds_per_step": round(spent / (done - last), 3),
-                    "data_wait": round(waited / spent, 3),
-                }
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                logging.info("%s", row)
-                begin, waited, last = time.time(), 0.0, done
-            if manager.should_save(done) or done == config.steps:
-                # Copies: the save goes on in the background while the next step donates these buffers, which on CPU the writer may still share.
-                kept = jax.tree.map(jnp.copy, (params, opt_state))
-                manager.save(
-                    done,
-                    args=ocp.args.Composite(
-                        params=ocp.args.StandardSave(kept[0]),
-                        optimizer=ocp.args.StandardSave(kept[1]),
-                    ),
-                    force=True,
-                )
-            ready = time.time()
-    return params
-
-
-def main(_) -> None:
-    """Entry point of `python -m vo3.train.sft`."""
-    train(_CONFIG.value, _WORKDIR.value)
+    logging.set_verbosity(logging.INFO)
+    talkative = lambda record: record.levelno >= std.WARNING or "/orbax/" not in record.pathname
+    logging.get_absl_handler().addFilter(talkative)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=config_lib.parse_flags)

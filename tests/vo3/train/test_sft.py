@@ -1,17 +1,26 @@
-"""The thin trainer end to end: a debug configuration, two steps, resume to four."""
+"""The trainer end to end on ClueWorld: both forms of the configuration, resume, logs, faults, the command itself."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from configs.clueworld import get_config
+from configs import clueworld, debug
+from vo3.clueworld.config import model_config
+from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.train import sft
+from vo3.train.config import ConfigError, override
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
-def debug_config(**changes):
-    config = get_config("dense")
+def short_form(**changes):
+    config = clueworld.get_config("dense")
     config.update({"init_from": "", "workers": 0, "steps": 4, "warmup": 1, "log_every": 1})
     config.save_every = 2
     config.data.update({"worlds": 2, "patches": 6, "length": 448})
@@ -22,30 +31,22 @@ def debug_config(**changes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    return sft.train(debug_config(), workdir), workdir
+    return sft.train(short_form(), workdir), workdir
+
+
+def assert_same(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def test_resumed_run_is_bitwise_the_uninterrupted_one(whole, tmp_path):
-    params, _ = whole
-    # The schedule belongs to the whole run: stop after two of four steps by running out of batches.
-    config = debug_config()
-    stop_after(2, config, tmp_path)
-    resumed = sft.train(config, tmp_path)
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def stop_after(steps, config, workdir):
-    original = sft.prefetch
-
-    def short(make, *, start, stop, workers):
-        return original(make, start=start, stop=steps, workers=workers)
-
-    sft.prefetch = short
-    try:
-        sft.train(config, workdir)
-    finally:
-        sft.prefetch = original
+    result, _ = whole
+    first = sft.train(short_form(), tmp_path, stop_after=3)
+    assert (first.step, first.finished) == (3, False)
+    second = sft.train(short_form(), tmp_path)
+    assert (second.step, second.finished) == (4, True)
+    assert_same(result.params, second.params)
 
 
 def test_the_log_tells_loss_and_speed(whole):
@@ -53,22 +54,64 @@ def test_the_log_tells_loss_and_speed(whole):
     rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert {"seconds_per_step", "data_wait", "gradient_norm", "accuracy"} <= set(rows[0])
+    assert {"seconds_per_step", "data_wait", "gradient_norm", "accuracy", "padding"} <= set(rows[0])
+    assert 0 < rows[0]["padding"] < 1 and rows[-1]["eta"] == 0
+    assert rows[1]["programs"] == rows[-1]["programs"] == 1
 
 
-def test_the_next_stage_starts_from_the_last_one(whole):
-    params, workdir = whole
-    from flax import nnx
+def test_the_log_holds_every_step_once_after_a_restart(tmp_path):
+    sft.train(short_form(save_every=100), tmp_path, stop_after=2)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write(
+            '{"step": 3, "loss": 1}\n{"step": 4, "lo'
+        )  # done after the checkpoint, then killed
+    sft.train(short_form(save_every=100), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
 
-    from vo3.clueworld.config import model_config
-    from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 
+def test_the_next_stage_starts_from_the_last_one(whole, tmp_path):
+    result, workdir = whole
     model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(1))
-    started = sft.initial_params(model, debug_config(init_from=str(workdir)))
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(started), strict=True):
-        np.testing.assert_array_equal(a, b)
+    started = sft.latest_params(model, workdir)
+    assert_same(
+        result.params, {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(started)}
+    )
+    config = short_form(init_from=str(workdir), rate=0.0, adam_rate=0.0)
+    assert_same(result.params, sft.train(config, tmp_path, stop_after=1).params)
 
 
 def test_a_stage_without_its_predecessor_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="train that stage first"):
-        sft.train(debug_config(init_from=str(tmp_path / "none")), tmp_path / "run")
+        sft.train(short_form(init_from=str(tmp_path / "none")), tmp_path / "run")
+
+
+def test_a_workdir_of_another_configuration_is_refused(whole):
+    _, workdir = whole
+    with pytest.raises(ConfigError, match=r"optim\.rate=0\.02, now 0\.5"):
+        sft.train(short_form(rate=0.5), workdir)
+    sft.train(short_form(log_every=2), workdir)  # what is only seen of a run may change
+
+
+def test_the_debug_configuration_runs_by_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "vo3.train.sft", "--config=configs/debug.py", f"--workdir={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 4/4  loss " in done.stderr and "data wait" in done.stderr
+    assert "optim.rate: 0.001" in done.stderr  # the resolved configuration is printed
+    assert "orbax" not in done.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["optim.rate"] == 0.001
+
+
+def one_device():
+    return jax.devices()[:1]
+
+
+def test_contradictions_end_the_run_before_anything_is_written(tmp_path):
+    config = override(debug.get_config(), **{"tdam.mask_ratio": 0.5})
+    with pytest.raises(ConfigError, match="mask_ratio"):
+        sft.train(config, tmp_path / "run", devices=one_device())
+    assert not (tmp_path / "run").exists()

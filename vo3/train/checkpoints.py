@@ -1,0 +1,317 @@
+"""Checkpoints of a run (Orbax): what they hold, how they are written and found again, export to Hugging Face.
+
+    WORKDIR/config.json           the resolved configuration
+    WORKDIR/frozen/               parameters that are not trained, written once
+    WORKDIR/checkpoints/STEP/     state (parameters, optimiser, step, key, running norm) and position (plan, mesh, config)
+    WORKDIR/export/               the finished model as a Hugging Face directory
+
+A checkpoint appears when it is whole: a run that is killed while it saves finds the one before. Arrays are restored against
+the shardings of the run that reads them, so the mesh and the number of processes may change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import nnx
+
+from vo3.models import hf_io
+from vo3.models.safetensors_io import CheckpointError
+from vo3.train import config as config_lib
+from vo3.train import lora, processes
+from vo3.train.state import Params, Trainable, TrainState, fit
+
+CONFIG = "config.json"
+# Keys that may differ when a run goes on: they change what is seen of it, not what it computes.
+FREE = (
+    r"^(log|checkpoint|mesh|sharding)\.",
+    r"^data\.(workers|clip_cache|clip_cache_bytes|time_limit|reject_limit|videos|rows)$",
+    r"^(compilation_cache|on_nan|spike_factor|scan_unroll|remat)$",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands, as plain data.
+
+    Attributes:
+      step: optimiser steps done: the next step of the data plan.
+      plan: fingerprint of the data plan; "" when the source has none.
+      processes: of the run that wrote it, for the record.
+      mesh: its devices per axis, for the record.
+    """
+
+    step: int
+    plan: str
+    processes: int
+    mesh: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gave."""
+
+    state: TrainState
+    position: Position
+
+
+class Checkpoints:
+    """Reads and writes the checkpoints of one run. A context manager: leaving it waits for what is being written."""
+
+    def __init__(self, workdir: epath.PathLike, run: Trainable, *, plan: str = ""):
+        self.workdir, self.run, self.plan = epath.Path(workdir), run, plan
+        keep = run.config.checkpoint
+        self._manager = ocp.CheckpointManager(
+            _absolute(self.workdir / "checkpoints"),
+            item_names=("state", "position"),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep.keep,
+                enable_async_checkpointing=keep.background,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        try:
+            self._manager.close()
+        except Exception as error:
+            if kind is None:
+                raise self._unwritten(self._manager.latest_step() or 0, error) from error
+            logging.error("while closing the checkpoints: %s", error)
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def restore(self) -> Restored | None:
+        """The newest checkpoint that can be read, on this run's mesh; None when there is none.
+
+        One that cannot be read is moved to `WORKDIR/damaged` and named in the log, and the one before is taken.
+
+        Raises:
+          CheckpointError: there are checkpoints and none can be read; or it belongs to another data plan.
+        """
+        steps = self.steps()
+        for step in steps:
+            state, position, reason = None, None, ""
+            try:
+                kept = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(self.run.state),
+                        position=ocp.args.JsonRestore(),
+                    ),
+                )
+                state, position = kept["state"], Position(**kept["position"])
+            except Exception as error:  # Orbax raises many kinds for a file that is cut short
+                reason = f"{type(error).__name__}: {str(error)[:500]}"
+            if processes.agree(state is not None):
+                if self.plan and position.plan and position.plan != self.plan:
+                    raise CheckpointError(
+                        f"the checkpoint of step {step} in {self.workdir} belongs to another data plan: rows, lengths or "
+                        "plan settings have changed; use another workdir, or the data it was started with"
+                    )
+                return Restored(state, position)
+            logging.error(
+                "the checkpoint of step %d in %s cannot be read and is set aside: %s",
+                step, self.workdir, reason or "another process could not",
+            )  # fmt: skip
+            self._set_aside(step)
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints of steps {steps} in {self.workdir} can be read; see {self.workdir / 'damaged'}, or "
+                "start again in another workdir"
+            )
+        return None
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Writes the state; returns when the arrays may be changed, and goes on in the background if the config says so.
+
+        Raises:
+          CheckpointError: this or the save before could not be written.
+        """
+        mesh = self.run.mesh
+        position = Position(step, self.plan, jax.process_count(), dict(mesh.shape))
+        if mesh.devices.flat[0].platform == "cpu" and self.run.config.checkpoint.background:
+            # The next step donates these buffers, which on CPU the writer would still share.
+            state = jax.tree.map(jnp.copy, state)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    position=ocp.args.JsonSave(dataclasses.asdict(position)),
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._unwritten(step, error) from error
+
+    def wait(self) -> None:
+        """Until everything is written.
+
+        Raises:
+          CheckpointError: it could not be.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(self._manager.latest_step() or 0, error) from error
+
+    def frozen(self, make: Any) -> Params:
+        """The frozen parameters: from `WORKDIR/frozen`, or made by `make()` and written there."""
+        shapes = self.run.part(frozen=True)
+        if not shapes:
+            return {}
+        path = _absolute(self.workdir / "frozen")
+        with ocp.StandardCheckpointer() as checkpointer:
+            if path.exists():
+                return checkpointer.restore(path, shapes)
+            params = make()
+            checkpointer.save(path, params)
+        return params
+
+    def _unwritten(self, step: int, error: Exception) -> CheckpointError:
+        whole = [s for s in self.steps() if s != step]
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to {self.workdir} ({type(error).__name__}: "
+            f"{str(error)[:300]}); is the disk full? Whole ones: {whole or 'none'}. Make room and start the run again: it goes "
+            "on from the newest"
+        )
+
+    def _set_aside(self, step: int) -> None:
+        processes.barrier(f"damaged {step}")
+        if processes.first():
+            damaged = self.workdir / "damaged"
+            damaged.mkdir(parents=True, exist_ok=True)
+            number = len(list(damaged.iterdir()))
+            (self.workdir / "checkpoints" / str(step)).rename(damaged / f"{step}-{number}")
+        processes.barrier(f"set aside {step}")
+        self._manager.reload()
+
+
+# ---------------------------------------------------------------- the workdir's configuration
+
+
+def claim(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> None:
+    """Writes the resolved configuration into the workdir, or checks that the run which is there has the same.
+
+    Raises:
+      ConfigError: the workdir belongs to a run with other values of keys that change the result.
+    """
+    import re
+
+    file = epath.Path(workdir) / CONFIG
+    new = json.loads(json.dumps(config_lib.flatten(config)))
+    if file.exists():
+        try:
+            old = json.loads(file.read_text())
+        except ValueError:  # killed while it was written: nothing came after it
+            old = new
+        differ = [
+            key
+            for key in sorted(set(old) | set(new))
+            if old.get(key) != new.get(key) and not any(re.search(p, key) for p in FREE)
+        ]
+        if differ:
+            told = ", ".join(f"{k}={old.get(k)!r}, now {new.get(k)!r}" for k in differ[:5])
+            raise config_lib.ConfigError(
+                f"{workdir} belongs to a run of another configuration ({told}); use another workdir, or the same values"
+            )
+    processes.barrier("config checked")
+    if processes.first():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(new, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------- reading a finished run
+
+
+def read_params(workdir: epath.PathLike, shapes: dict[str, jax.ShapeDtypeStruct]) -> Params:
+    """Parameters of a run's newest checkpoint, adapters merged, laid out as `shapes`.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint.
+      ConfigError: it is of another architecture.
+    """
+    params, rank, alpha = _stored(epath.Path(workdir))
+    if rank:
+        params = lora.merge_adapters(params, rank=rank, alpha=alpha)
+    return fit(params, shapes, workdir)
+
+
+def _stored(workdir: epath.Path) -> tuple[Params, int, float]:
+    """(every parameter as stored, LoRA's rank and alpha)."""
+    root = _absolute(workdir / "checkpoints")
+    steps = ocp.utils.checkpoint_steps(root) if root.exists() else []
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {workdir}; train that stage first")
+    params = _read_tree(root / str(max(steps)) / "state")["params"]
+    if (workdir / "frozen").exists():
+        params |= _read_tree(_absolute(workdir / "frozen"))
+    old = json.loads((workdir / CONFIG).read_text()) if (workdir / CONFIG).exists() else {}
+    return params, int(old.get("lora.rank", 0)), float(old.get("lora.alpha", 1.0))
+
+
+def _read_tree(path: epath.Path) -> Any:
+    """A stored tree with every array whole on this process's first device: the stored shardings belong to other machines."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(path)
+        stored = getattr(stored, "item_metadata", stored)
+        stored = getattr(stored, "tree", stored)
+        wanted = jax.tree.map(
+            lambda _: ocp.ArrayRestoreArgs(sharding=device),
+            stored,
+            is_leaf=lambda x: hasattr(x, "shape"),
+        )
+        return checkpointer.restore(path, restore_args=wanted)
+
+
+def export(run: Trainable, params: Params, directory: epath.PathLike) -> None:
+    """Writes all parameters as a Hugging Face directory with the tokenizer and processor files of `config.model`.
+
+    Several processes gather one parameter after the other; the first writes.
+    """
+    from vo3.models import loading
+
+    config = run.config
+    if config.lora.rank:
+        merge = lambda p: lora.merge_adapters(p, rank=config.lora.rank, alpha=config.lora.alpha)
+        params = jax.jit(merge)(params)
+    dtype = jnp.dtype(config.param_dtype)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        gathered = {}
+        for name in sorted(params):
+            value = multihost_utils.process_allgather(params[name], tiled=True)
+            if processes.first():
+                gathered[name] = jnp.asarray(value)
+        params = gathered
+    if processes.first():
+        graph, shapes = hf_io.abstract(run.model, dtype=dtype, param_dtype=dtype)
+        model = nnx.merge(graph, hf_io.unflatten(shapes, params))
+        source = loading.NAMES.get(config.model, epath.Path(config.model))
+        hf_io.save(model, directory, source=source if source.exists() else None, overwrite=True)
+    processes.barrier("exported")
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    # Orbax refuses relative paths; resolve() would break gs:// ones.
+    return (
+        epath.Path(path) if "://" in os.fspath(path) else epath.Path(pathlib.Path(path).absolute())
+    )

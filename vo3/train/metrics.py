@@ -1,0 +1,353 @@
+"""Seeing a run: one line a step, a log file, TensorBoard, wandb. Only the first process writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from pallas_kernels.tuning import DEVICE_KINDS
+from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig
+from vo3.train import processes
+from vo3.train.chips import CHIPS
+
+# Dense bf16, from the data sheets.
+_GPUS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bf16 FLOP/s of a device at best; None where it is not known."""
+    if device_kind in DEVICE_KINDS:
+        return CHIPS[DEVICE_KINDS[device_kind]].flops
+    return next((v for kind, v in _GPUS.items() if device_kind.startswith(kind)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step has to do, over all processes.
+
+    Attributes:
+      tokens: without padding.
+      slots: places for tokens, padding included.
+      patches: of vision, without padding.
+      pairs: visible (query, key) pairs, without regard to TDAM: sum of l (l + 1) / 2 over the trajectories.
+      trajectories: in the step.
+      failed: of them, left out because they could not be read.
+    """
+
+    tokens: int = 0
+    slots: int = 0
+    patches: int = 0
+    pairs: int = 0
+    trajectories: int = 0
+    failed: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
+
+
+def _values(work: Work) -> tuple[int, ...]:
+    return tuple(getattr(work, f.name) for f in dataclasses.fields(work))
+
+
+def work_of(
+    segments: np.ndarray, count: np.ndarray | int, trajectories: int, failed: int = 0
+) -> Work:
+    """Of rows with these segment numbers [B, L] (-1: padding) and patch counts."""
+    lengths = np.concatenate(
+        [np.bincount(row[row >= 0]) for row in np.asarray(segments)] or [np.zeros(0, np.int64)]
+    ).astype(np.int64)
+    return Work(
+        tokens=int(lengths.sum()),
+        slots=int(np.asarray(segments).size),
+        patches=int(np.sum(count)),
+        pairs=int((lengths * (lengths + 1) // 2).sum()),
+        trajectories=trajectories,
+        failed=failed,
+    )
+
+
+def model_flops(work: Work, config: Qwen2_5_VLConfig, *, vision_trained: bool) -> float:
+    """FLOPs a step needs, as MFU counts them: 2 a parameter and token forward, twice that backward, and the attention's pairs.
+
+    The frozen vision tower runs forward only; recomputation is not counted, nor are the tower's windows (below 2 %).
+    """
+    t, v = config.text, config.vision
+    heads = t.num_attention_heads * t.head_dim
+    layer = 2 * t.hidden_size * (heads + t.num_key_value_heads * t.head_dim) + 3 * (
+        t.hidden_size * t.intermediate_size
+    )
+    text = t.num_hidden_layers * layer + t.vocab_size * t.hidden_size
+    block = 4 * v.hidden_size**2 + 3 * v.hidden_size * v.intermediate_size
+    vision = v.depth * block + v.patch_dim * v.hidden_size
+    width = v.hidden_size * v.merge_unit
+    merger = (width * width + width * v.out_hidden_size) / v.merge_unit
+    forward_and_back, passes = 3, 3 if vision_trained else 1
+    return (
+        forward_and_back * 2 * work.tokens * text
+        + forward_and_back * 4 * work.pairs * heads * t.num_hidden_layers
+        + 2 * work.patches * (passes * vision + forward_and_back * merger)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the log: means over the steps since the line before.
+
+    Attributes:
+      step: steps done.
+      values: by name, in the order they are shown.
+    """
+
+    step: int
+    values: dict[str, float]
+
+    def line(self, total: int) -> str:
+        """As people read it."""
+        v = self.values
+        parts = [f"step {self.step}/{total}", f"loss {v['loss']:.4f}"]
+        if v.get("tokens_per_second"):
+            parts.append(f"{v['tokens_per_second']:,.0f} tokens/s")
+        parts += [f"padding {100 * v['padding']:.1f} %"]
+        if "mfu" in v:
+            parts.append(f"MFU {100 * v['mfu']:.1f} %")
+        parts.append(f"data wait {100 * v['data_wait']:.1f} %")
+        if v.get("failed"):
+            parts.append(f"left out {v['failed']:g}")
+        parts.append(f"{_clock(v['eta'])} left")
+        return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+class Meter:
+    """Adds up what happens between two lines of the log."""
+
+    def __init__(self, model: Qwen2_5_VLConfig, *, total: int, vision_trained: bool, mesh: Any):
+        self._model, self._total, self._vision = model, total, vision_trained
+        self._devices = mesh.size
+        self._peak = peak_flops(mesh.devices.flat[0].device_kind)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new line."""
+        self._begin, self._waited, self._steps = time.monotonic(), 0.0, 0
+        self._work = Work()
+
+    def add(self, work: Work, waited: float) -> None:
+        """One step: what it did, and the seconds it waited for data."""
+        self._work += work
+        self._waited += waited
+        self._steps += 1
+
+    def row(self, step: int, metrics: dict[str, float]) -> Row:
+        """The line after `step`, with these values of the last step; then begins a new one."""
+        spent = max(time.monotonic() - self._begin, 1e-9)
+        work, each = self._work, spent / max(self._steps, 1)
+        values = {
+            **metrics,
+            "seconds": spent,
+            "seconds_per_step": each,
+            "tokens_per_second": work.tokens / spent,
+            "padding": 1 - work.tokens / work.slots if work.slots else 0.0,
+            "data_wait": self._waited / spent,
+            "trajectories": work.trajectories,
+            "failed": work.failed,
+            "eta": each * (self._total - step),
+        }
+        if self._peak and work.tokens:
+            flops = model_flops(work, self._model, vision_trained=self._vision)
+            values["mfu"] = flops / spent / (self._peak * self._devices)
+        self.restart()
+        return Row(step, values)
+
+
+class Log:
+    """Writes rows to the terminal, `log.jsonl`, TensorBoard and wandb. A context manager.
+
+    Rows of steps that a restart repeats are dropped from `log.jsonl` first, so that it holds every step once.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: Any, *, start: int = 0):
+        self._total, self._config = config.steps, config
+        self._workdir = epath.Path(workdir)
+        self._board = self._wandb = None
+        self._writes = processes.first()
+        if not self._writes:
+            return
+        file = self._workdir / "log.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        self._lines = [line for line in lines if _step(line) is not None and _step(line) <= start]
+        file.write_text("".join(f"{line}\n" for line in self._lines))
+        # A file on a bucket cannot be appended to; it is small and written again.
+        self._remote = "://" in os.fspath(file)
+        if config.log.tensorboard:
+            self._board = Board(self._workdir / "tensorboard", start=start)
+        if config.log.wandb:
+            self._wandb = _start_wandb(config, self._workdir)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._writes:
+            return
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def write(self, row: Row) -> None:
+        """One row, everywhere."""
+        if not self._writes:
+            return
+        line = json.dumps({"step": row.step, **{k: _rounded(v) for k, v in row.values.items()}})
+        self._lines.append(line)
+        file = self._workdir / "log.jsonl"
+        if self._remote:
+            file.write_text("".join(f"{x}\n" for x in self._lines))
+        else:
+            with file.open("a") as log:
+                log.write(line + "\n")
+        _show(row.line(self._total))
+        if self._board is not None:
+            self._board.scalars(row)
+        if self._wandb is not None:
+            self._wandb.log(row.values, step=row.step)
+
+    def sample(self, step: int, text: str, picture: np.ndarray | None) -> None:
+        """A sample of a batch: files under `samples/`, and in TensorBoard."""
+        if not self._writes:
+            return
+        folder = self._workdir / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"step-{step:06d}.txt").write_text(text)
+        if picture is not None:
+            from PIL import Image
+
+            with (folder / f"step-{step:06d}.png").open("wb") as file:
+                Image.fromarray(picture).save(file, format="PNG")
+        if self._board is not None:
+            self._board.sample(step, text, picture)
+
+
+class Board:
+    """TensorBoard event files, without TensorFlow."""
+
+    def __init__(self, directory: epath.Path, *, start: int = 0):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "log.tensorboard needs the package tensorboardX; pip install 'vo3[train]', or --config.log.tensorboard=False"
+            ) from error
+        self._target = directory
+        self._remote = "://" in os.fspath(directory)
+        local = tempfile.mkdtemp(prefix="vo3-board-") if self._remote else os.fspath(directory)
+        # What was written of steps that are now done again is hidden by the purge.
+        self._writer = SummaryWriter(local, purge_step=start + 1 if start else None, flush_secs=30)
+        self._local = pathlib.Path(local)
+
+    def scalars(self, row: Row) -> None:
+        """Every value of a row."""
+        for name, value in row.values.items():
+            self._writer.add_scalar(f"train/{name}", value, row.step)
+        self._flush()
+
+    def sample(self, step: int, text: str, picture: np.ndarray | None) -> None:
+        """A sample's text and picture."""
+        self._writer.add_text("sample", f"    {text}".replace("\n", "\n    "), step)
+        if picture is not None:
+            self._writer.add_image("sample", picture, step, dataformats="HWC")
+        self._flush()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+        self._mirror()
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._mirror()
+
+    def _mirror(self) -> None:
+        if self._remote:
+            self._target.mkdir(parents=True, exist_ok=True)
+            for file in self._local.iterdir():
+                (self._target / file.name).write_bytes(file.read_bytes())
+
+
+def _start_wandb(config: Any, workdir: epath.Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError(
+            "log.wandb needs the package wandb; pip install wandb, or --config.log.wandb=''"
+        ) from error
+    # One id per workdir: a run that goes on, goes on in the same curve.
+    name = epath.Path(workdir).name
+    return wandb.init(
+        project=config.log.wandb, name=name, id=name, resume="allow", config=config.to_dict()
+    )
+
+
+def _show(line: str) -> None:
+    """On a terminal with rich, elsewhere as a plain line of the log."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True, highlight=True).print(line)
+    else:
+        logging.info("%s", line)
+
+
+def _step(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # the line that was being written when the run was killed
+        return None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+
+
+class Profile:
+    """A profile of `log.profile_steps` steps from `log.profile_start` on, for `tensorboard` or `xprof`."""
+
+    def __init__(self, workdir: epath.PathLike, config: Any):
+        self._first = config.log.profile_start
+        self._last = self._first + config.log.profile_steps - 1
+        self._directory = os.fspath(epath.Path(workdir) / "profile")
+        self._on = False
+
+    def before(self, step: int) -> None:
+        """Call before a step (counted from 1)."""
+        if self._first and step == self._first:
+            jax.profiler.start_trace(self._directory)
+            self._on = True
+
+    def after(self, step: int) -> None:
+        """Call after a step, or when the run ends."""
+        if self._on and step >= self._last:
+            jax.profiler.stop_trace()
+            self._on = False

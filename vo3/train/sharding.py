@@ -1,0 +1,190 @@
+"""Where arrays lie: the mesh, parameters by rules of the config, optimiser state as its parameters, batches by rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vo3.attention import AttentionMesh
+from vo3.train.batch import Batch, RowBatch
+from vo3.train.config import AXES, ROW_AXES, mesh_sizes
+
+ParamSharding = Callable[[str, tuple[int, ...]], NamedSharding]
+
+_log = logging.getLogger(__name__)
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config.mesh` with the axes (dcn_data, data, fsdp, tensor, context).
+
+    Args:
+      config: `mesh` gives the sizes; one may be -1.
+      devices: to use; None: all. Devices of a topology that is not there are fine.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(config, len(devices))
+    shape = tuple(sizes[axis] for axis in AXES)
+    if devices[0].platform != "tpu":
+        return Mesh(np.asarray(devices).reshape(shape), AXES)
+    if sizes["dcn_data"] > 1:
+        slow = (sizes["dcn_data"], 1, 1, 1, 1)
+        array = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), slow, devices=devices)
+    else:
+        array = mesh_utils.create_device_mesh(
+            shape, devices=devices, allow_split_physical_axes=True
+        )
+    return Mesh(array, AXES)
+
+
+def attention_mesh(mesh: Mesh) -> AttentionMesh | None:
+    """How attention is split; None on one device, where the wrapping would only cost."""
+    return AttentionMesh(mesh, batch=ROW_AXES, heads=("tensor",)) if mesh.size > 1 else None
+
+
+def param_sharding(mesh: Mesh, rules: Sequence[tuple[str, str]]) -> ParamSharding:
+    """(dotted path, shape) -> sharding.
+
+    Args:
+      mesh: the devices.
+      rules: (regex on the path, axes of the last dimensions). Axes are comma-separated, `a+b` splits a dimension over both,
+        `-` leaves it whole; dimensions before (stacked layers) stay whole. The first match wins; without a match a
+        parameter lies whole on every device. A dimension that its axes do not divide stays whole, and is logged.
+    """
+    compiled = [(re.compile(pattern), _axes(spec)) for pattern, spec in rules]
+
+    def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        axes = next((axes for pattern, axes in compiled if pattern.search(path)), ())
+        axes = axes[-len(shape) :] if shape else ()
+        spec: list[Any] = [None] * (len(shape) - len(axes))
+        for names, size in zip(axes, shape[len(shape) - len(axes) :], strict=True):
+            names = tuple(n for n in names if mesh.shape[n] > 1)
+            ways = math.prod(mesh.shape[n] for n in names)
+            if size % ways:
+                _log.warning("%s: a dimension of %d is not split %d ways", path, size, ways)
+                names = ()
+            spec.append(names or None)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return sharding
+
+
+def _axes(spec: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        () if part.strip() == "-" else tuple(n.strip() for n in part.split("+"))
+        for part in spec.split(",")
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def like_params(tree: Any, shapes: Mapping[str, Any], sharding: ParamSharding, mesh: Mesh) -> Any:
+    """Shardings of a tree that holds dicts by parameter path (optimiser state, gradients): as the parameter where the shape
+    is its, else whole.
+    """
+
+    def one(path: tuple, leaf: Any) -> NamedSharding:
+        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        name = next((n for n in reversed(names) if n in shapes), None)
+        if name is not None and tuple(leaf.shape) == tuple(shapes[name].shape):
+            return sharding(name, tuple(leaf.shape))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Axes of the mesh that split rows."""
+    return tuple(axis for axis in ROW_AXES if mesh.shape[axis] > 1)
+
+
+def row_ways(mesh: Mesh) -> int:
+    """Into how many parts rows are split."""
+    return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
+
+
+def batch_shardings(mesh: Mesh, batch: Batch | RowBatch) -> Any:
+    """A tree of shardings like `batch`: rows over the row axes, where their number allows."""
+    ways = row_ways(mesh)
+
+    def rows(x: Any, axis: int = 0) -> NamedSharding:
+        if ways == 1 or x.shape[axis] % ways:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, row_axes(mesh)))
+
+    shardings = jax.tree.map(rows, batch)
+    if isinstance(batch, Batch):
+        shardings = dataclasses.replace(shardings, positions=rows(batch.positions, 1))
+    return shardings
+
+
+def row_groups(mesh: Mesh) -> tuple[int, int]:
+    """(index, count) of this process's block of rows: processes whose devices hold the same rows share an index.
+
+    Raises:
+      ValueError: this process's rows are no contiguous block, or its devices hold another number of rows than others'.
+    """
+    ways = row_ways(mesh)
+    places = NamedSharding(mesh, PartitionSpec(row_axes(mesh) or None)).devices_indices_map((ways,))
+    blocks: dict[int, set[int]] = {}
+    for device, (rows,) in places.items():
+        held = range(*rows.indices(ways))
+        blocks.setdefault(device.process_index, set()).update(held)
+    mine = blocks[jax.process_index()]
+    distinct = sorted({tuple(sorted(b)) for b in blocks.values()})
+    count = len(distinct)
+    if sum(map(len, distinct)) != ways or any(len(b) * count != ways for b in distinct):
+        raise ValueError(
+            f"the rows of {count} groups of processes overlap; let the product of {', '.join(ROW_AXES)} be a multiple or a "
+            "divisor of the number of processes"
+        )
+    index = distinct.index(tuple(sorted(mine)))
+    if tuple(sorted(mine)) != tuple(range(index * ways // count, (index + 1) * ways // count)):
+        raise ValueError(
+            f"process {jax.process_index()} holds rows {sorted(mine)}, no contiguous block"
+        )
+    return index, count
+
+
+def place(batch: Batch | RowBatch, mesh: Mesh, *, groups: int = 1) -> Batch | RowBatch:
+    """The batch on the devices.
+
+    Args:
+      batch: numpy. A `RowBatch` holds this process's rows, one of `groups` blocks; a `Batch` all rows, in every process.
+      mesh: the devices.
+      groups: blocks of rows; see `row_groups`.
+    """
+    if isinstance(batch, RowBatch):
+        whole = lambda x: jax.ShapeDtypeStruct((x.shape[0] * groups, *x.shape[1:]), x.dtype)
+        shardings = batch_shardings(mesh, jax.tree.map(whole, batch))
+        return jax.tree.map(
+            lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x), whole(x).shape),
+            batch,
+            shardings,
+        )
+    shardings = batch_shardings(mesh, batch)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]),
+        batch,
+        shardings,
+    )
