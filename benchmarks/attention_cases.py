@@ -144,16 +144,28 @@ def attention(
     gradient=1,
     rows=1,
     dtype="bfloat16",
+    reach=None,
     device="v5e",
 ):
-    """`splash_attention` as a model calls it, or its gradients, traced for `device`."""
+    """`splash_attention` as a model calls it, with a plan made before, or its gradients, traced for `device`."""
     q, k, v, vis = _abstract(length, q_heads, kv_heads, head_dim, jnp.dtype(dtype))
     q, k, v = (jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for x in (q, k, v))
     vis = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, length), x.dtype), vis)
 
     def run(q, k, v, vis):
         with pallas_kernels.target(device):
-            return pallas_kernels.splash_attention(q, k, v, vis, vis, causal=bool(causal))
+            plan = pallas_kernels.attention_plan(
+                vis,
+                vis,
+                causal=bool(causal),
+                q_heads=q_heads,
+                kv_heads=kv_heads,
+                dtype=q.dtype,
+                reach=reach,
+            )
+            return pallas_kernels.splash_attention(
+                q, k, v, vis, vis, causal=bool(causal), plan=plan
+            )
 
     def gradients(q, k, v, vis, d_out):
         out, pull = jax.vjp(lambda *x: run(*x, vis), q, k, v)

@@ -142,26 +142,51 @@ class Plan:
 
 
 def make_plan(
-    q_vis: Visibility, kv_vis: Visibility, *, block_q: int, block_kv: int, causal: bool
+    q_vis: Visibility,
+    kv_vis: Visibility,
+    *,
+    block_q: int,
+    block_kv: int,
+    causal: bool,
+    reach: int | None = None,
 ) -> Plan:
     """The Plan of fields [L] or [b, L]: numpy fields on the host, traced ones inside jit. Lengths are padded to blocks.
 
+    Args:
+      q_vis, kv_vis: who sees whom.
+      block_q, block_kv: tokens per block.
+      causal: whether `order` counts.
+      reach: the caller's promise that places of a query and a key it sees are less than this many tokens apart (the longest
+        window), None: no promise. The lists are then as long as the blocks of a side, not as the pairs. Checked for numpy
+        fields; traced fields that break it lose pairs.
+
     Raises:
+      ValueError: numpy fields that break the promise of `reach`.
       NotImplementedError: more blocks than a pair word or scalar memory holds; larger blocks help.
     """
     q_vis, kv_vis = (_padded(vis, block) for vis, block in ((q_vis, block_q), (kv_vis, block_kv)))
     states = block_states(q_vis, kv_vis, block_q=block_q, block_kv=block_kv, causal=causal)
     rows, q_blocks, kv_blocks = states.shape
-    if states.size > MAX_PAIRS or max(q_blocks, kv_blocks) * rows > MAX_MINOR:
+    per_q, per_kv = kv_blocks, q_blocks
+    if reach is not None:
+        per_q = min(kv_blocks, _spanned(block_q, block_kv, reach))
+        per_kv = min(q_blocks, _spanned(block_kv, block_q, reach))
+    words = rows * max(q_blocks * per_q, kv_blocks * per_kv)
+    if words > MAX_PAIRS or max(q_blocks, kv_blocks) * rows > MAX_MINOR:
         raise NotImplementedError(
             f"{rows} rows of {q_blocks} x {kv_blocks} blocks do not fit the schedule ({MAX_PAIRS} pairs,"
-            f" {MAX_MINOR} blocks a side): use larger blocks than {block_q} x {block_kv} or fewer rows"
+            f" {MAX_MINOR} blocks a side): use larger blocks than {block_q} x {block_kv}, fewer rows, or `reach`"
         )
-    by_q, q_count = compact(states)
-    by_kv, kv_count = compact(states.swapaxes(1, 2))
+    by_q, q_count = compact(states, most=per_q)
+    by_kv, kv_count = compact(states.swapaxes(1, 2), most=per_kv)
     return Plan(
         by_q, q_count, by_kv, kv_count, rows, q_blocks, kv_blocks, block_q, block_kv, causal
     )
+
+
+def _spanned(block: int, other: int, reach: int) -> int:
+    """Blocks of `other` tokens that the tokens within `reach` of a block of `block` tokens touch at most."""
+    return -(-(block + 2 * (reach - 1) - 1) // other) + 1
 
 
 def _padded(vis: Visibility, block: int) -> Visibility:
@@ -171,11 +196,15 @@ def _padded(vis: Visibility, block: int) -> Visibility:
 
 
 def compact(
-    states: Int[Array, "b major minor"],
+    states: Int[Array, "b major minor"], *, most: int | None = None
 ) -> tuple[Int[Array, " words"], Int[Array, ""]]:
     """The words of every pair that is not EMPTY, major by major, and their number; the rest of the words is unspecified.
 
-    A major block that sees nothing keeps one pair without FULL_PAIR and PARTIAL_PAIR.
+    A major block that sees nothing keeps one pair without FULL_PAIR and PARTIAL_PAIR. `most` promises how many pairs a major
+    block has at most, None: all; the list has room for b * major * most words.
+
+    Raises:
+      ValueError: numpy states with more pairs than `most` has room for.
     """
     xp = np if isinstance(states, np.ndarray) else jnp
     rows, majors, minors = states.shape
@@ -191,11 +220,16 @@ def compact(
     minor = xp.arange(rows * minors, dtype=np.int32).reshape(rows, 1, minors)
     # int32 shifts wrap: majors of 2^14 and more sit in the sign bit and are read by a logical shift.
     words = (major << np.int32(MAJOR_SHIFT)) | (minor << np.int32(MINOR_SHIFT)) | flags
+    room = keep.size if most is None else rows * majors * most
     if xp is np:
         found = words[keep]
-        return np.pad(found, (0, keep.size - found.size)), np.int32(found.size)
-    (index,) = jnp.nonzero(keep.reshape(-1), size=keep.size, fill_value=0)
-    return words.reshape(-1)[index], keep.sum(dtype=jnp.int32)
+        if found.size > room:
+            raise ValueError(
+                f"{found.size} block pairs hold something to see, `reach` leaves room for {room}; pass the longest window"
+            )
+        return np.pad(found, (0, room - found.size)), np.int32(found.size)
+    (index,) = jnp.nonzero(keep.reshape(-1), size=room, fill_value=0)
+    return words.reshape(-1)[index], jnp.minimum(keep.sum(dtype=jnp.int32), np.int32(room))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,12 +44,14 @@ class Tuning:
 
     Attributes:
       block_q, block_kv: tokens per block.
+      window_block: tokens per block, of queries and of keys, for masks that reach no further than this.
       step_rows: query rows (heads times block_q) that one grid step may hold in VMEM.
       forward, dkv, dq: the variant of each kernel.
     """
 
     block_q: int
     block_kv: int
+    window_block: int
     step_rows: int
     forward: KernelTuning
     dkv: KernelTuning

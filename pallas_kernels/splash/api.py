@@ -108,14 +108,23 @@ def attention_plan(
     kv_heads: int,
     dtype: jnp.dtype = jnp.bfloat16,
     block_sizes: BlockSizes | None = None,
+    reach: int | None = None,
     implementation: Implementation | None = None,
 ) -> Plan | None:
     """The schedule that `splash_attention` calls on these fields share; None where the implementation takes none.
 
     Build it once per mask and step, outside the scan over layers.
 
+    Args:
+      q_vis, kv_vis, causal: as the calls have them.
+      q_heads, kv_heads, dtype: of the calls; they decide which blocks fit.
+      block_sizes: tokens per block; None takes the tuned ones.
+      reach: a promise: whatever a query sees stands less than this many places from it (windows: the longest one). Short
+        reach takes smaller blocks, and a schedule that grows with the length, not with its square.
+      implementation: as the calls have it.
+
     Raises:
-      ValueError: bad fields or block sizes.
+      ValueError: bad fields or block sizes, or numpy fields that break the promise of `reach`.
       NotImplementedError: more blocks than the schedule holds.
     """
     q_vis.validate("q_vis")
@@ -125,9 +134,16 @@ def attention_plan(
     length, keys = q_vis.order.shape[-1], kv_vis.order.shape[-1]
     if block_sizes is None:
         itemsize = jnp.dtype(dtype).itemsize
-        block_sizes = BlockSizes(*tpu.block_sizes(q_heads, kv_heads, length, keys, itemsize))
+        block_sizes = BlockSizes(*tpu.block_sizes(q_heads, kv_heads, length, keys, itemsize, reach))
+    if reach is not None and reach < 1:
+        raise ValueError(f"reach is {reach}; wanted at least 1, or None")
     return schedule.make_plan(
-        q_vis, kv_vis, block_q=block_sizes.q, block_kv=block_sizes.kv, causal=causal
+        q_vis,
+        kv_vis,
+        block_q=block_sizes.q,
+        block_kv=block_sizes.kv,
+        causal=causal,
+        reach=reach,
     )
 
 

@@ -17,7 +17,9 @@ from pallas_kernels.tuning import KernelTuning, Tuning
 from pallas_kernels.visibility import Visibility
 
 # What tests interpret: any values do, the variants compute the same.
-_INTERPRET = Tuning(128, 128, 4096, KernelTuning(False), KernelTuning(False), KernelTuning(False))
+_INTERPRET = Tuning(
+    128, 128, 128, 4096, KernelTuning(False), KernelTuning(False), KernelTuning(False)
+)
 HEAD_DIMS = (64, 80, 128, 256)
 
 
@@ -46,15 +48,17 @@ def unsupported(dtype: jnp.dtype, head_dim: int) -> str | None:
 
 
 def block_sizes(
-    q_heads: int, kv_heads: int, length: int, keys: int, itemsize: int
+    q_heads: int, kv_heads: int, length: int, keys: int, itemsize: int, reach: int | None = None
 ) -> tuple[int, int]:
-    """Tuned (block_q, block_kv), smaller for short rows and where the heads of a step would not fit VMEM."""
+    """Tuned (block_q, block_kv), smaller for short rows, short reach, and where the heads of a step would not fit VMEM."""
     tuned = device_tuning()
-    block_q, groups = tuned.block_q, q_heads // kv_heads
+    block_q, block_kv, groups = tuned.block_q, tuned.block_kv, q_heads // kv_heads
+    if reach is not None and reach <= tuned.window_block:
+        block_q = block_kv = tuned.window_block
     while block_q > LANES and groups * block_q * itemsize // 2 > tuned.step_rows:
         block_q //= 2
     fit = lambda block, size: min(block, -(-size // LANES) * LANES)
-    return fit(block_q, length), fit(tuned.block_kv, keys)
+    return fit(block_q, length), fit(block_kv, keys)
 
 
 def attention(

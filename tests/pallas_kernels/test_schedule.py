@@ -1,6 +1,7 @@
 """Block states are sound, tight where it matters, the same in numpy and traced; lists hold every active pair once."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,41 @@ def test_too_many_blocks_are_refused_with_the_reason():
     vis = Visibility.causal(1 << 14)
     with pytest.raises(NotImplementedError, match="larger blocks than 16 x 16"):
         schedule.make_plan(vis, vis, block_q=16, block_kv=16, causal=True)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_reach_shortens_the_lists_and_loses_nothing(traced):
+    """Windows of at most `reach`: the same pairs, room for as many as the blocks of a side can have."""
+    rng = np.random.default_rng(0)
+    options = {"block_q": 16, "block_kv": 8, "causal": False}
+    short = functools.partial(schedule.make_plan, reach=12, **options)
+    make = jax.jit(short) if traced else short
+    for _ in range(5 if traced else 100):
+        vis = Visibility.windows(rng.integers(1, 13, 40).tolist(), total=520)
+        vis = pad(vis, -vis.order.size % 16)
+        want = schedule.make_plan(vis, vis, **options)
+        got = make(*((jax.tree.map(jnp.asarray, vis),) * 2 if traced else (vis, vis)))
+        # 16 queries and 11 tokens to either side touch 6 blocks of 8; 8 keys and theirs 3 blocks of 16.
+        assert got.by_q.size == 33 * 6 and got.by_kv.size == 66 * 3
+        for words, count in (("by_q", "q_count"), ("by_kv", "kv_count")):
+            a, b = (schedule.decode(getattr(p, words), getattr(p, count)) for p in (got, want))
+            for x, y in zip(*map(dataclasses.astuple, (a, b)), strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_a_broken_promise_of_reach_is_refused():
+    vis = Visibility.windows([128] * 4)
+    with pytest.raises(ValueError, match="pass the longest window"):
+        schedule.make_plan(vis, vis, block_q=8, block_kv=8, causal=False, reach=8)
+
+
+def test_windows_of_many_blocks_fit_the_schedule_with_reach():
+    vis = Visibility.windows([64] * 1024)
+    options = {"block_q": 128, "block_kv": 128, "causal": False}
+    with pytest.raises(NotImplementedError, match="or `reach`"):
+        schedule.make_plan(vis, vis, **options)
+    plan = schedule.make_plan(vis, vis, reach=64, **options)
+    assert int(plan.q_count) == 512 and plan.by_q.nbytes < 8192
 
 
 def test_lengths_must_be_whole_blocks():

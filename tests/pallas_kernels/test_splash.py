@@ -1,5 +1,6 @@
 """Every implementation against dense float64: out, lse, dq, dk, dv apart, over random layouts of every kind."""
 
+import dataclasses
 import functools
 import logging
 
@@ -124,7 +125,8 @@ def test_kernel(kind, interpret):
 @pytest.mark.parametrize("unroll", [False, True])
 def test_kernel_heads_and_variants(heads, kv_heads, dim, unroll, interpret, monkeypatch):
     variant = tuning.KernelTuning(unroll)
-    monkeypatch.setattr(tpu, "_INTERPRET", tuning.Tuning(128, 128, 4096, *[variant] * 3))
+    variants = dict.fromkeys(("forward", "dkv", "dq"), variant)
+    monkeypatch.setattr(tpu, "_INTERPRET", dataclasses.replace(tpu._INTERPRET, **variants))
     rng = np.random.default_rng(dim)
     vis = layout(rng, "tdam", 256)
     args = inputs(rng, 1, heads, kv_heads, 256, 256, dim)

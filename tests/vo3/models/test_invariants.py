@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import Visibility
-from vo3.attention import AttentionMesh, attention
+from vo3.attention import AttentionMesh
 from vo3.models.qwen2_5_vl import (
     Qwen2_5_VL,
     Qwen2_5_VLConfig,
@@ -260,24 +260,6 @@ def test_sharded_is_unsharded():
         shard=lambda x: jax.device_put(x, everywhere),
     )
     assert same_gradient(plain_gradient(), sharded)
-
-
-@pytest.mark.parametrize(("rows", "heads"), [(4, 4), (3, 4), (4, 3), (1, 1)])
-def test_attention_is_split_where_it_can_be(rows, heads, caplog):
-    rng = np.random.default_rng(0)
-    q = rng.normal(size=(rows, 2 * heads, 9, 8)).astype(np.float32)
-    k, v = rng.normal(size=(2, rows, heads, 9, 8)).astype(np.float32)
-    visibility = jax.tree.map(lambda f: np.tile(f, (rows, 1)), Visibility.packed([4, 3], total=9))
-    call = functools.partial(attention, causal=True, scale=0.3)
-    alone = call(q, k, v, visibility, visibility)
-    split = jax.jit(functools.partial(call, mesh=AttentionMesh(mesh())))
-    out = split(q, k, v, visibility, visibility)
-    assert close(alone, out)
-    wanted = {"data": rows % 4 == 0, "model": heads % 2 == 0}
-    used = {
-        a for part in out.sharding.spec if part for a in ([part] if isinstance(part, str) else part)
-    }
-    assert used == {axis for axis, can in wanted.items() if can}
 
 
 # ---------------------------------------------------------------- refusals

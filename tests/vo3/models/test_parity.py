@@ -15,7 +15,7 @@ from flax import nnx
 
 import vo3.models
 from pallas_kernels import Visibility
-from vo3.attention import attention
+from vo3.attention import attention, prepare
 from vo3.chat.positions import mrope_positions
 from vo3.models.qwen2_5_vl import rope, vision_inputs
 
@@ -214,13 +214,12 @@ def test_vision_components(pairs, sample, name):
         args, kwargs, _ = seen[key]
         return jnp.asarray((args[0] if args else kwargs["hidden_states"]).numpy())[None]
 
+    masks = tower.masks(inputs, jnp.float32)
     for i in range(config.depth):
         block = layer(tower.blocks, i)
-        visibility = inputs.frames if i in config.fullatt_block_indexes else inputs.windows
-        assert (
-            difference(block(given(i), (cos, sin), visibility)[0], first(seen[i][2])) <= TOLERANCE
-        )
-        out = block.attn(given(f"attn{i}"), (cos, sin), visibility)[0]
+        mask = masks.frames if i in config.fullatt_block_indexes else masks.windows
+        assert difference(block(given(i), (cos, sin), mask)[0], first(seen[i][2])) <= TOLERANCE
+        out = block.attn(given(f"attn{i}"), (cos, sin), mask)[0]
         assert difference(out, first(seen[f"attn{i}"][2])) <= TOLERANCE
         assert difference(block.mlp(given(f"mlp{i}"))[0], first(seen[f"mlp{i}"][2])) <= TOLERANCE
     assert (
@@ -255,13 +254,21 @@ def test_decoder_components(pairs, sample, name):
     assert difference(cos[0, 0], seen["rope"][2][0][0, :, :half]) <= 1e-5
     assert difference(sin[0, 0], seen["rope"][2][1][0, :, half:]) <= 1e-5
     visibility = jax.tree.map(lambda x: jnp.asarray(x)[None], Visibility.causal(len(item.ids)))
+    mask = prepare(
+        visibility,
+        visibility,
+        causal=True,
+        q_heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        dtype=jnp.float32,
+    )
     for i in range(config.num_hidden_layers):
         block = layer(decoder.layers, i)
         args, kwargs, out = seen[i]
         x = jnp.asarray((args[0] if args else kwargs["hidden_states"]).numpy())
         q, k, v = block.project(x, (cos, sin))
         scale = config.head_dim**-0.5
-        heads = attention(q, k, v, visibility, visibility, causal=True, scale=scale)
+        heads = attention(q, k, v, mask, scale=scale)
         assert difference(block.finish(x, heads), first(out)) <= TOLERANCE
         mlp_in = jnp.asarray(seen[f"mlp{i}"][0][0].numpy())
         assert difference(block.mlp(mlp_in), first(seen[f"mlp{i}"][2])) <= TOLERANCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.visibility import Visibility
-from vo3.attention import AttentionMesh, attention
+from vo3.attention import AttentionMesh, attention, prepare
 from vo3.models.qwen2_5_vl import cache as cache_lib
 from vo3.models.qwen2_5_vl import layers, rope
 from vo3.models.qwen2_5_vl.cache import KVCache
@@ -93,22 +94,30 @@ class Decoder(nnx.Module):
         angles = rope.text_angles(positions, self.config)
         graph, state = nnx.split(self.layers)
         scale = self.config.head_dim**-0.5
+        mask = functools.partial(
+            prepare,
+            visibility,
+            causal=True,
+            q_heads=self.config.num_attention_heads,
+            kv_heads=self.config.num_key_value_heads,
+            dtype=x.dtype,
+            mesh=self.mesh,
+        )
 
         if cache is None:
+            own = mask(visibility)
 
             def body(x: Array, weights: nnx.State) -> tuple[Array, None]:
                 layer = nnx.merge(graph, weights)
                 q, k, v = layer.project(x, angles)
-                heads = attention(
-                    q, k, v, visibility, visibility, causal=True, scale=scale, mesh=self.mesh
-                )
-                return layer.finish(x, heads), None
+                return layer.finish(x, attention(q, k, v, own, scale=scale)), None
 
             x, _ = jax.lax.scan(layers.remat(body, self.remat), x, state, unroll=self.unroll)
             return self.norm(x), None
 
         slots = cache.slots(x.shape[1])
         seen, length = cache_lib.write_visibility(cache, visibility)
+        over_cache = mask(seen)
 
         # The whole cache travels in the carry and is written in place: as scanned inputs and outputs every layer's
         # slice would be copied for each token.
@@ -121,7 +130,7 @@ class Decoder(nnx.Module):
             values = cache_lib.write_layer(values, index, slots, v)
             k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False).astype(q.dtype)
             v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False).astype(q.dtype)
-            heads = attention(q, k, v, visibility, seen, causal=True, scale=scale, mesh=self.mesh)
+            heads = attention(q, k, v, over_cache, scale=scale)
             return (layer.finish(x, heads), keys, values), None
 
         indices = jnp.arange(self.config.num_hidden_layers, dtype=jnp.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.visibility import Visibility
-from vo3.attention import AttentionMesh, attention
+from vo3.attention import AttentionMesh, EitherMask, Mask, attention, prepare
 from vo3.models.qwen2_5_vl import layers, rope
 from vo3.models.qwen2_5_vl.config import VisionConfig
 
@@ -128,15 +129,14 @@ def _window_order(
 class VisionAttention(nnx.Module):
     """Multi-head self-attention with a fused projection, kernel [D, 3 D]."""
 
-    def __init__(self, config: VisionConfig, *, mesh: AttentionMesh | None, **options):
+    def __init__(self, config: VisionConfig, **options):
         dim = config.hidden_size
         self.qkv = layers.Linear(dim, 3 * dim, bias=True, **options)
         self.proj = layers.Linear(dim, dim, bias=True, **options)
         self.heads, self.head_dim = config.num_heads, config.head_dim
-        self.mesh = mesh
 
     def __call__(
-        self, x: Float[Array, "B P D"], angles, visibility: Visibility
+        self, x: Float[Array, "B P D"], angles, mask: Mask | EitherMask
     ) -> Float[Array, "B P D"]:
         """The block's output, without the residual."""
         shape = (*x.shape[:2], self.heads, self.head_dim)
@@ -144,24 +144,14 @@ class VisionAttention(nnx.Module):
             y.reshape(shape).transpose(0, 2, 1, 3) for y in jnp.split(self.qkv(x), 3, axis=-1)
         )
         q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
-        out = attention(
-            q, k, v, visibility, visibility, causal=False, scale=self.head_dim**-0.5, mesh=self.mesh
-        )
+        out = attention(q, k, v, mask, scale=self.head_dim**-0.5)
         return self.proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class VisionBlock(nnx.Module):
     """norm, attention, norm, gated feed-forward."""
 
-    def __init__(
-        self,
-        config: VisionConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype,
-        param_dtype,
-        mesh: AttentionMesh | None,
-    ):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
         norm = {"eps": 1e-6, "dtype": dtype, "param_dtype": param_dtype}
         options = {
             "stddev": config.initializer_range,
@@ -171,16 +161,16 @@ class VisionBlock(nnx.Module):
         }
         self.norm1 = layers.RMSNorm(config.hidden_size, **norm)
         self.norm2 = layers.RMSNorm(config.hidden_size, **norm)
-        self.attn = VisionAttention(config, mesh=mesh, **options)
+        self.attn = VisionAttention(config, **options)
         self.mlp = layers.GatedMLP(
             config.hidden_size, config.intermediate_size, bias=True, **options
         )
 
     def __call__(
-        self, x: Float[Array, "B P D"], angles, visibility: Visibility
+        self, x: Float[Array, "B P D"], angles, mask: Mask | EitherMask
     ) -> Float[Array, "B P D"]:
         """One block on patches in window order; angles as `rope.vision_angles` gives them."""
-        x = x + self.attn(self.norm1(x), angles, visibility)
+        x = x + self.attn(self.norm1(x), angles, mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -208,6 +198,15 @@ class PatchMerger(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VisionMasks:
+    """Masks of windowed and of full blocks, in window order."""
+
+    windows: Mask
+    frames: Mask
+
+
 class VisionTower(nnx.Module):
     """Patches to tokens of the decoder's width, in the original order."""
 
@@ -231,13 +230,30 @@ class VisionTower(nnx.Module):
             **options,
         )
         self.blocks = layers.stack_layers(
-            lambda r: VisionBlock(config, rngs=r, dtype=dtype, param_dtype=param_dtype, mesh=mesh),
+            lambda r: VisionBlock(config, rngs=r, dtype=dtype, param_dtype=param_dtype),
             config.depth,
             rngs,
         )
         self.merger = PatchMerger(config, **options)
         self.config = config
-        self.remat, self.unroll = remat, unroll
+        self.remat, self.unroll, self.mesh = remat, unroll, mesh
+
+    def masks(self, inputs: VisionInputs, dtype: jnp.dtype) -> VisionMasks:
+        """What the blocks' attention takes, for rows [B, P] of inputs."""
+        mask = functools.partial(
+            prepare,
+            causal=False,
+            q_heads=self.config.num_heads,
+            kv_heads=self.config.num_heads,
+            dtype=dtype,
+            mesh=self.mesh,
+        )
+        # A window is contiguous in window order and no frame edge makes it larger.
+        window = (self.config.window_size // self.config.patch_size) ** 2
+        return VisionMasks(
+            windows=mask(inputs.windows, inputs.windows, reach=window),
+            frames=mask(inputs.frames, inputs.frames),
+        )
 
     def __call__(
         self, patches: Float[Array, "*B P C"], inputs: VisionInputs
@@ -262,15 +278,14 @@ class VisionTower(nnx.Module):
         x = permute(x.reshape(batch, length // unit, -1), inputs.order, inputs.inverse)
         x = x.reshape(batch, length, -1)
         angles = rope.vision_angles(inputs.positions, self.config)
+        masks = self.masks(inputs, x.dtype)
         full = np.isin(np.arange(self.config.depth), self.config.fullatt_block_indexes)
         graph, state = nnx.split(self.blocks)
 
         def body(x: Array, layer: tuple[nnx.State, Bool[Array, ""]]) -> tuple[Array, None]:
             weights, is_full = layer
-            visibility = jax.tree.map(
-                lambda f, w: jnp.where(is_full, f, w), inputs.frames, inputs.windows
-            )
-            return nnx.merge(graph, weights)(x, angles, visibility), None
+            mask = EitherMask(which=is_full, yes=masks.frames, no=masks.windows)
+            return nnx.merge(graph, weights)(x, angles, mask), None
 
         x, _ = jax.lax.scan(layers.remat(body, self.remat), x, (state, full), unroll=self.unroll)
         return permute(self.merger(x), inputs.inverse, inputs.order)
