@@ -55,6 +55,7 @@ def _expected() -> tuple[type[BaseException], ...]:
         ("vo3.video.errors", "VideoError"),
         ("vo3.models.safetensors_io", "CheckpointError"),
         ("vo3.rollout.errors", "RolloutError"),
+        ("vo3.train.config", "ConfigError"),
     ):
         # What was never imported raised nothing.
         if module in sys.modules:
@@ -134,6 +135,19 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16"), help="of the weights; default: as stored"
     )
 
+    config = commands.add_parser(
+        "convert-config", help="settings of LLaMA-Factory or verl as a training config"
+    )
+    config.set_defaults(run=_convert_config)
+    config.add_argument("file", metavar="FILE.yaml")
+    config.add_argument("--out", metavar="FILE.py", help="default: standard output")
+    config.add_argument(
+        "--gpus",
+        type=_positive(int),
+        metavar="N",
+        help="of the original run: its batch is given per GPU",
+    )
+
     view = commands.add_parser(
         "view", help="write a page for every trajectory of a file, and an index"
     )
@@ -148,6 +162,25 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("--limit", type=_positive(int), metavar="N", help="pages at most")
     view.add_argument("--no-frames", action="store_true", help="do not read the videos")
     view.add_argument("--open", action="store_true", help="open the index in a browser")
+
+    doctor = commands.add_parser(
+        "doctor", help="say which rows can be trained on with the videos at hand"
+    )
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument(
+        "rows", metavar="ROWS", help="a file, a folder or a pattern: json, jsonl, parquet"
+    )
+    doctor.add_argument("--videos", metavar="ROOT", help="folder that the rows' paths start from")
+    doctor.add_argument("--write-trainable", metavar="PATH", help="write the sound rows, as jsonl")
+    doctor.add_argument(
+        "--fetch-plan", metavar="PATH", help="write the missing videos by source, as JSON"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the whole diagnosis as JSON")
+    doctor.add_argument("--decode", action="store_true", help="decode the end of every video too")
+    doctor.add_argument("--workers", type=_positive(int), default=8, metavar="N")
+    doctor.add_argument(
+        "--timeout", type=_positive(float), default=60.0, metavar="SECONDS", help="for one video"
+    )
     return parser
 
 
@@ -344,6 +377,21 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _convert_config(args: argparse.Namespace) -> int:
+    from vo3.train import convert_config
+
+    _writable("--out", args.out)
+    conversion = convert_config.read(args.file, gpus=args.gpus)
+    text = convert_config.source(conversion, origin=epath.Path(args.file).name)
+    print(convert_config.report(conversion), end="", file=sys.stderr)
+    if args.out:
+        epath.Path(args.out).write_text(text)
+        print(f"wrote {args.out} ({conversion.kind})")
+    else:
+        print(text, end="")
+    return 0
+
+
 def _view(args: argparse.Namespace) -> int:
     from vo3.viewer import gallery
 
@@ -372,6 +420,39 @@ def _view(args: argparse.Namespace) -> int:
 
         webbrowser.open((out / "index.html").resolve().as_uri())
     return 2 if result.broken else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    import json
+
+    from vo3.data import doctor
+    from vo3.data.files import RowFiles
+
+    if (
+        args.videos is not None
+        and "://" not in args.videos
+        and not epath.Path(args.videos).is_dir()
+    ):
+        raise UsageError(
+            f"--videos {args.videos} is no folder; give the root of the rows' video paths"
+        )
+    _writable("--write-trainable", args.write_trainable)
+    _writable("--fetch-plan", args.fetch_plan)
+    try:
+        rows = RowFiles(args.rows)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    found = doctor.diagnose(
+        rows, videos=args.videos, workers=args.workers, timeout_s=args.timeout, decode=args.decode
+    )
+    print(json.dumps(found.to_json(), ensure_ascii=False) if args.json else doctor.table(found))
+    if args.fetch_plan:
+        plan = json.dumps(found.to_json()["fetch"], indent=1, ensure_ascii=False)
+        epath.Path(args.fetch_plan).write_text(plan + "\n")
+    if args.write_trainable:
+        count = doctor.write_trainable(rows, found, args.write_trainable)
+        print(f"wrote {count} rows to {args.write_trainable}", file=sys.stderr)
+    return 0 if len(found.trainable) == found.rows else 1
 
 
 if __name__ == "__main__":
