@@ -76,12 +76,13 @@ def _find(text: str) -> tuple[Any, str] | None:
         first, last = text.find(opening), text.rfind(closing)
         if 0 <= first < last:
             candidates.append((text[first : last + 1], "prose around it"))
-    # The candidate that starts first in the text is the outermost one.
+    # The candidate that starts first in the text is the outermost one. It is mended in every way before an inner one is
+    # taken, or a list would be read without the object around it.
     candidates[1:] = sorted(candidates[1:], key=lambda c: text.find(c[0]))
-    for mend in (_strict, _commas, _quotes):
-        for body, note in candidates:
-            if body[:1] not in "{[":
-                continue
+    for body, note in candidates:
+        if not body or body[0] not in "{[":
+            continue
+        for mend in (_strict, _commas, _quotes):
             found = mend(body)
             if found is not None:
                 return found[0], _also(note, found[1])
