@@ -43,7 +43,7 @@ class RowBatch:
       feature_index: -1 or the place among the row's own vision tokens.
       patches: uint8 grey levels or normalised floats; None where `features` are.
       vision: the tower's inputs, row axis first; None where `features` are.
-      features: vision tokens that were computed before; None where `patches` are.
+      features: what the frozen tower gave before its merger, see `vo3.train.features`; None where `patches` are.
     """
 
     ids: Int[np.ndarray, "B L"]
@@ -53,7 +53,7 @@ class RowBatch:
     feature_index: Int[np.ndarray, "B L"]
     patches: Shaped[np.ndarray, "B P C"] | None = None
     vision: VisionInputs | None = None
-    features: Float[np.ndarray, "B M D"] | None = None
+    features: Float[np.ndarray, "B M W"] | None = None
 
     @classmethod
     def of(cls, rows: Any) -> RowBatch:

@@ -177,6 +177,12 @@ class Checkpoints:
         if not shapes:
             return {}
         path = _absolute(self.workdir / "frozen")
+        if processes.first():
+            for part in self.workdir.glob(
+                "frozen.orbax-checkpoint-tmp*"
+            ):  # killed while it was written
+                part.rmtree()
+        processes.barrier("frozen")
         with ocp.StandardCheckpointer() as checkpointer:
             if path.exists():
                 return checkpointer.restore(path, shapes)

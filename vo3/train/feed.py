@@ -16,6 +16,7 @@ from vo3.clueworld.data import DataConfig, make_stream
 from vo3.train.batch import Batch, RowBatch
 from vo3.train.metrics import Work, work_of
 from vo3.train.prefetch import prefetch
+from vo3.train.state import Params, Trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Feed(Protocol):
     plan: str
     tokenizer: Any
 
+    def prepare(self, run: Trainable, frozen: Params) -> None:
+        """Called once, before `micro_batches`."""
+
     def micro_batches(self, start: int, stop: int) -> Iterator[MicroBatch]:
         """Those of the steps [start, stop), in order."""
 
@@ -78,6 +82,9 @@ class ClueWorldFeed:
         from vo3.clueworld.tokenizer import build_tokenizer
 
         return build_tokenizer()
+
+    def prepare(self, run: Trainable, frozen: Params) -> None:
+        """Nothing to do."""
 
     def micro_batches(self, start: int, stop: int) -> Iterator[MicroBatch]:
         """One a step."""
@@ -112,6 +119,9 @@ class ListFeed:
         self.tokenizer = tokenizer
         self.steps_per_epoch = len(steps)
         self.single = all(len(step) == 1 for step in steps)
+
+    def prepare(self, run: Trainable, frozen: Params) -> None:
+        """Nothing to do."""
 
     def micro_batches(self, start: int, stop: int) -> Iterator[MicroBatch]:
         """Those of the list."""

@@ -22,7 +22,7 @@ from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 
-from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
+from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from vo3.train import checkpoints as ckpt
 from vo3.train import config as config_lib
 from vo3.train import processes, samples, sharding
@@ -62,6 +62,7 @@ def train(
     *,
     feed: Feed | None = None,
     devices: list[Any] | None = None,
+    model: Qwen2_5_VLConfig | None = None,
     stop_after: int | None = None,
 ) -> Result:
     """Runs to `config.steps`, or to the end of the data's epochs, from the newest checkpoint in `workdir` on.
@@ -71,6 +72,7 @@ def train(
       workdir: checkpoints and logs.
       feed: the data; None: as `config.data` says.
       devices: to use; None: all, or what the short form says.
+      model: the architecture; None: that of `config.model`.
       stop_after: save and end after this step, as SIGTERM does.
 
     Raises:
@@ -90,7 +92,7 @@ def train(
     feed = feed or make_feed(config, mesh, workdir)
     config = _resolved(config, len(devices), feed)
     ckpt.claim(workdir, config)
-    run = trainable(config, mesh)
+    run = trainable(config, mesh, model=model)
     if processes.first():
         logging.info("configuration:\n%s", config_lib.to_text(config))
         counts = [sum(np.prod(s.shape) for s in run.part(f).values()) for f in (False, True)]
@@ -98,6 +100,7 @@ def train(
 
     with ckpt.Checkpoints(workdir, run, plan=feed.plan) as checkpoints:
         state, frozen = start(run, checkpoints)
+        feed.prepare(run, frozen)
         state, step, finished = _loop(run, feed, checkpoints, state, frozen, workdir, stop_after)
     params = {**state.params, **frozen}
     if finished and config.checkpoint.export_hf:
@@ -327,7 +330,7 @@ def latest_params(model: Qwen2_5_VL, workdir: epath.PathLike) -> nnx.State:
 def main(_: list[str]) -> None:
     """Entry point of `python -m vo3.train.sft`: exit code 0 when finished or saved on request, 1 with one line on a known error."""
     processes.start()
-    _quiet()
+    quiet()
     try:
         train(_CONFIG.value, _WORKDIR.value)
     except (
@@ -339,13 +342,13 @@ def main(_: list[str]) -> None:
         raise SystemExit(f"vo3.train.sft: {error}") from error
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leaves out what Orbax tells of every file: the run's own lines would be lost in it."""
     import logging as std
 
     logging.set_verbosity(logging.INFO)
     talkative = lambda record: record.levelno >= std.WARNING or "/orbax/" not in record.pathname
-    logging.get_absl_handler().addFilter(talkative)
+    logging.get_absl_logger().addFilter(talkative)
 
 
 if __name__ == "__main__":

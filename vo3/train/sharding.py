@@ -51,7 +51,9 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[Any] | None =
 
 def attention_mesh(mesh: Mesh) -> AttentionMesh | None:
     """How attention is split; None on one device, where the wrapping would only cost."""
-    return AttentionMesh(mesh, batch=ROW_AXES, heads=("tensor",)) if mesh.size > 1 else None
+    if mesh.size == 1:
+        return None
+    return AttentionMesh(mesh, batch=ROW_AXES, heads=("tensor",), sequence=("context",))
 
 
 def param_sharding(mesh: Mesh, rules: Sequence[tuple[str, str]]) -> ParamSharding:
@@ -134,6 +136,18 @@ def batch_shardings(mesh: Mesh, batch: Batch | RowBatch) -> Any:
     if isinstance(batch, Batch):
         shardings = dataclasses.replace(shardings, positions=rows(batch.positions, 1))
     return shardings
+
+
+def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Pins an activation [B, L, ...] inside jit: rows to the row axes, the sequence to the context axis, where they divide it."""
+    if mesh is None or mesh.size == 1:
+        return x
+    rows, context = row_axes(mesh), mesh.shape["context"]
+    spec = PartitionSpec(
+        rows if rows and x.shape[0] % row_ways(mesh) == 0 else None,
+        "context" if context > 1 and x.shape[1] % context == 0 else None,
+    )
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def row_groups(mesh: Mesh) -> tuple[int, int]:

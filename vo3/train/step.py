@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
+from vo3.attention import striping
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.models.qwen2_5_vl.vision import vision_inputs
 from vo3.train import sharding
 from vo3.train.batch import Batch, RowBatch
+from vo3.train.features import merged
 from vo3.train.losses import Sums, summed_cross_entropy
 from vo3.train.pixels import normalize, patchify_traced
 from vo3.train.state import Params, Trainable, TrainState
@@ -86,19 +90,20 @@ def features_of(model: Qwen2_5_VL, frames: jax.Array) -> jax.Array:
     return features.reshape(-1, features.shape[-1])
 
 
-def embed(model: Qwen2_5_VL, batch: RowBatch) -> Float[Array, "B L D"]:
+def embed(model: Qwen2_5_VL, batch: RowBatch, *, mesh: Mesh | None = None) -> Float[Array, "B L D"]:
     """Token embeddings with each row's own vision tokens in their places."""
     x = model.embed(batch.ids)
-    features = batch.features
-    if features is None:
+    if batch.features is not None:
+        features = merged(model.vision, batch.features)
+    else:
         patches = batch.patches
         if patches.dtype == jnp.uint8:
             patches = normalize(patches)
-        features = model.encode_vision(patches, batch.vision)
+        features = model.encode_vision(sharding.constrain(patches, mesh), batch.vision)
     # Row by row, so that no device needs the vision tokens of another's rows.
     index = jnp.maximum(batch.feature_index, 0)[..., None]
     shown = jnp.take_along_axis(features.astype(x.dtype), index, axis=1, mode="clip")
-    return jnp.where((batch.feature_index >= 0)[..., None], shown, x)
+    return sharding.constrain(jnp.where((batch.feature_index >= 0)[..., None], shown, x), mesh)
 
 
 def loss_sums(
@@ -106,6 +111,7 @@ def loss_sums(
     batch: Batch | RowBatch,
     *,
     masked: Bool[Array, ""] | bool = True,
+    mesh: Mesh | None = None,
     chunk: int = 512,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
@@ -116,15 +122,19 @@ def loss_sums(
       model: to run.
       batch: either form.
       masked: whether `visibility.hide` counts.
+      mesh: where activations are pinned; a `RowBatch` may be split over its context axis too.
       chunk, z_loss, label_smoothing: see `summed_cross_entropy`.
     """
     seen = batch.visibility
     if masked is not True:
         seen = dataclasses.replace(seen, hide=jnp.where(masked, seen.hide, 0))
-    if isinstance(batch, RowBatch):
-        positions = batch.positions.transpose(1, 0, 2)
-        hidden, _ = model.decoder(embed(model, batch), positions, seen)
-    else:
+    # The state at a token predicts the next one of the same trajectory.
+    following = lambda x: jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+    same = following(seen.enter + 1) == seen.enter + 1
+    weight = jnp.where(same, following(batch.weight), jnp.float32(0))
+    targets = following(batch.ids)
+    options = {"chunk": chunk, "z_loss": z_loss, "label_smoothing": label_smoothing}
+    if isinstance(batch, Batch):
         shown = [features_of(model, frames) for frames in (batch.overviews, batch.clips)]
         hidden = model(
             batch.ids,
@@ -134,12 +144,33 @@ def loss_sums(
             feature_index=batch.feature_index,
             logits="none",
         ).hidden
-    # The state at a token predicts the next one of the same trajectory.
-    following = lambda x: jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
-    same = following(seen.enter + 1) == seen.enter + 1
-    weight = jnp.where(same, following(batch.weight), jnp.float32(0))
-    options = {"chunk": chunk, "z_loss": z_loss, "label_smoothing": label_smoothing}
-    return summed_cross_entropy(hidden, following(batch.ids), weight, model.unembed, **options)
+        return summed_cross_entropy(hidden, targets, weight, model.unembed, **options)
+
+    context = mesh.shape["context"] if mesh is not None else 1
+    if context > 1:
+        # Runs of tokens are dealt out so that every device has as much to attend to; all that goes with a token moves along.
+        order = _stripes(batch.ids.shape[1], context)
+        deal = lambda x: x.at[..., order].get(mode="promise_in_bounds")
+        moved = {name: deal(getattr(batch, name)) for name in ("ids", "positions", "feature_index")}
+        batch = dataclasses.replace(batch, **moved)
+        seen, targets, weight = jax.tree.map(deal, (seen, targets, weight))
+    positions = batch.positions.transpose(1, 0, 2)
+    hidden, _ = model.decoder(embed(model, batch, mesh=mesh), positions, seen)
+    hidden = sharding.constrain(hidden, mesh)
+    if context > 1:
+        # Each device's stretch becomes a row, so that the chunks are cut from what it has.
+        apart = lambda x: x.reshape(-1, x.shape[1] // context, *x.shape[2:])
+        hidden, targets, weight = apart(hidden), apart(targets), apart(weight)
+    return summed_cross_entropy(hidden, targets, weight, model.unembed, **options)
+
+
+def _stripes(length: int, context: int) -> Int[np.ndarray, " L"]:
+    """`striping` in the longest runs, up to 512 tokens, that the length allows."""
+    if length % context:
+        raise ValueError(
+            f"rows of {length} tokens cannot be split over mesh.context={context}; make data.length_multiple a multiple of it"
+        )
+    return striping(length, context, run=math.gcd(length // context, 512))
 
 
 # ---------------------------------------------------------------- programs
@@ -194,6 +225,7 @@ class Programs:
                 self.run.merge(params, frozen),
                 batch,
                 masked=self._masked(state),
+                mesh=self.run.mesh,
                 chunk=config.loss.chunk,
                 z_loss=config.loss.z_loss,
                 label_smoothing=config.loss.label_smoothing,
@@ -253,11 +285,3 @@ class Programs:
             fault=fault.astype(jnp.int32),
         )
         return new, metrics
-
-
-def constrain_rows(x: Array, run: Trainable) -> Array:
-    """Pins the row axis of an activation to the row axes of the mesh."""
-    axes = sharding.row_axes(run.mesh)
-    if not axes or x.shape[0] % sharding.row_ways(run.mesh):
-        return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(run.mesh, PartitionSpec(axes)))

@@ -59,17 +59,6 @@ def test_the_log_tells_loss_and_speed(whole):
     assert rows[1]["programs"] == rows[-1]["programs"] == 1
 
 
-def test_the_log_holds_every_step_once_after_a_restart(tmp_path):
-    sft.train(short_form(save_every=100), tmp_path, stop_after=2)
-    with (tmp_path / "log.jsonl").open("a") as log:
-        log.write(
-            '{"step": 3, "loss": 1}\n{"step": 4, "lo'
-        )  # done after the checkpoint, then killed
-    sft.train(short_form(save_every=100), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [1, 2, 3, 4]
-
-
 def test_the_next_stage_starts_from_the_last_one(whole, tmp_path):
     result, workdir = whole
     model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(1))
