@@ -9,11 +9,13 @@ above the limit, nothing is kept.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 from data_prep.seeker_173k.seeker_173k_dataset_builder import Builder
+from vo3.data.files import find_files
 
 
 def build(manual_dir: str, data_dir: str, *, reject_limit: float = 0.01) -> epath.Path:
@@ -29,6 +31,7 @@ def build(manual_dir: str, data_dir: str, *, reject_limit: float = 0.01) -> epat
       RejectLimitError: too many rows were rejected; the message names where they are listed.
       FileExistsError: the data set is there already.
     """
+    find_files(manual_dir)  # TFDS would only say that something is missing
     builder = Builder(data_dir=data_dir, file_format="array_record")
     folder = epath.Path(builder.data_path)
     if folder.exists():
@@ -47,7 +50,7 @@ def build(manual_dir: str, data_dir: str, *, reject_limit: float = 0.01) -> epat
     return folder
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -55,7 +58,7 @@ def main() -> None:
     parser.add_argument("--manual_dir", required=True, help="folder with the annotation files")
     parser.add_argument("--data_dir", required=True, help="where the data set is written")
     parser.add_argument("--reject_limit", type=float, default=0.01, help="a share, 0.01 is 1 %%")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         folder = build(args.manual_dir, args.data_dir, reject_limit=args.reject_limit)
     except (OSError, ValueError) as error:
