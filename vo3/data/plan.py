@@ -143,6 +143,14 @@ class Plan:
         self.steps_per_epoch = math.ceil(self.trajectories.size / self._per_step)
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
 
+    def __getstate__(self) -> dict:
+        # Worker processes get the numbers and plan for themselves; the epochs planned so far do not travel.
+        return {name: value for name, value in self.__dict__.items() if name != "_epoch"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides the order: two plans with the same one are the same plan."""
