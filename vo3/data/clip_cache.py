@@ -138,8 +138,8 @@ def identity(video: str | Sequence[str]) -> str:
     """
     if not isinstance(video, str):
         return _frames_identity(tuple(video))
-    path = epath.Path(video)
-    if "://" in video:
+    if "://" in video and not video.startswith("file://"):
+        path = epath.Path(video)
         if not path.suffix and path.is_dir():
             return _frames_identity(tuple(sorted(os.fspath(file) for file in path.iterdir())))
         status = path.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Iterable
 
 from etils import epath
@@ -51,6 +52,7 @@ class FailureRecord:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"failures-{process_index:05d}.jsonl"
         self._lines: list[str] = []
+        self._written: set[tuple[int, int]] = set()
         self.known: dict[tuple[int, int], Failure] = {}
         for path in sorted(folder.glob("failures-*.jsonl")):
             for line in path.read_text().splitlines():
@@ -59,16 +61,19 @@ class FailureRecord:
                 except (ValueError, TypeError):  # the last line of a run that was killed
                     continue
                 self.known[failure.step, failure.number] = failure
+                self._written.add((failure.step, failure.number))
                 if path == self._path:
                     self._lines.append(line)
 
     def add(self, failures: Iterable[Failure]) -> None:
         """Writes those that do not stand there yet."""
-        new = [f for f in failures if (f.step, f.number) not in self.known]
+        new = [f for f in failures if (f.step, f.number) not in self._written]
         if not new:
             return
         for failure in new:
-            self.known[failure.step, failure.number] = failure
+            self._written.add((failure.step, failure.number))
             self._lines.append(json.dumps(dataclasses.asdict(failure), ensure_ascii=False))
-        # Written whole: an object store cannot append. Failures are few.
-        self._path.write_text("".join(f"{line}\n" for line in self._lines))
+        # Written whole, since an object store cannot append, and aside first, since a run may be killed here.
+        part = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
+        part.write_text("".join(f"{line}\n" for line in self._lines))
+        part.replace(self._path)

@@ -208,6 +208,7 @@ class Loader(Iterator[LoadedStep]):
         self._taken = 0  # micro-batches handed out
         self._marks = pathlib.Path(tempfile.mkdtemp(prefix="vo3-loader-")) if workers else None
         self._crashes: collections.Counter[tuple[int, int]] = collections.Counter()
+        self._vain = 0  # restarts since the last micro-batch
         self._elements: Any = None
         self._current: MicroBatches | None = None
         self._closed = False
@@ -253,6 +254,7 @@ class Loader(Iterator[LoadedStep]):
             element = self._element()
             self.counts.waited += time.monotonic() - began
             self._taken += 1
+            self._vain = 0
             rows = Rows(**element["rows"])
             failures = tuple(element["failures"])
             self._count(element, failures)
@@ -297,9 +299,10 @@ class Loader(Iterator[LoadedStep]):
     def _after_a_crash(self, error: RuntimeError) -> None:
         """Starts the workers anew; what ended one for the second time is left out from now on."""
         self.counts.restarts += 1
+        self._vain += 1
         dead = marks_of_the_dead(self._marks)
         self._end()
-        if not dead and self.counts.restarts > _CRASHES:
+        if not dead and self._vain > _CRASHES:
             raise RuntimeError(
                 "worker processes of the loader die and none was reading a trajectory; they may be out of memory: lower "
                 "data.workers"

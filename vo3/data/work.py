@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import signal
 import threading
 import time
 from typing import Any, Protocol
@@ -147,6 +149,8 @@ class WorkerStart:
 
         # A worker imports jax for its types; the accelerator belongs to the trainer.
         jax.config.update("jax_platforms", "cpu")
+        # Ctrl-C reaches every process of a terminal; the trainer says when it is over.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=self._leave_with_the_parent, daemon=True).start()
 
     def _leave_with_the_parent(self) -> None:
@@ -189,7 +193,6 @@ def marks_of_the_dead(folder: pathlib.Path) -> list[dict[str, Any]]:
         try:
             os.kill(int(path.name), 0)
         except ProcessLookupError:
-            text = path.read_text()
-            if text:  # else it died while it wrote the mark, before it read anything
-                marks.append(json.loads(text))
+            with contextlib.suppress(ValueError):  # it died while it wrote, before it read anything
+                marks.append(json.loads(path.read_text()))
     return marks
