@@ -94,8 +94,8 @@ class TfdsSource:
         folder = prepared_folder(path)
         if folder is None:
             raise FileNotFoundError(
-                f"no prepared data set in {path}; build it with `tfds build data_prep/seeker_173k "
-                "--manual_dir=ROWS --file_format=array_record --data_dir=DIR`"
+                f"no prepared data set in {path}; build it with "
+                "`python -m data_prep.seeker_173k.build --manual_dir=ROWS --data_dir=DIR`"
             )
         self._path, self._split = os.fspath(folder), split
         self._videos = None if videos is None else os.fspath(videos)
