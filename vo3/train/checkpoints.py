@@ -12,6 +12,7 @@ the shardings of the run that reads them, so the mesh and the number of processe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -29,6 +30,7 @@ from vo3.models import hf_io
 from vo3.models.safetensors_io import CheckpointError
 from vo3.train import config as config_lib
 from vo3.train import lora, processes
+from vo3.train.sharding import replicated
 from vo3.train.state import Params, Trainable, TrainState, fit
 
 CONFIG = "config.json"
@@ -253,38 +255,47 @@ def read_params(workdir: epath.PathLike, shapes: dict[str, jax.ShapeDtypeStruct]
       FileNotFoundError: the run has no checkpoint.
       ConfigError: it is of another architecture.
     """
-    params, rank, alpha = _stored(epath.Path(workdir))
-    if rank:
-        params = lora.merge_adapters(params, rank=rank, alpha=alpha)
-    return fit(params, shapes, workdir)
-
-
-def _stored(workdir: epath.Path) -> tuple[Params, int, float]:
-    """(every parameter as stored, LoRA's rank and alpha)."""
+    workdir = epath.Path(workdir)
     root = _absolute(workdir / "checkpoints")
     steps = ocp.utils.checkpoint_steps(root) if root.exists() else []
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {workdir}; train that stage first")
-    params = _read_tree(root / str(max(steps)) / "state")["params"]
+    where = {n: s.sharding for n, s in shapes.items()}
+    params = _read(root / str(max(steps)) / "state", where, inside="params")
     if (workdir / "frozen").exists():
-        params |= _read_tree(_absolute(workdir / "frozen"))
+        params |= _read(_absolute(workdir / "frozen"), where)
     old = json.loads((workdir / CONFIG).read_text()) if (workdir / CONFIG).exists() else {}
-    return params, int(old.get("lora.rank", 0)), float(old.get("lora.alpha", 1.0))
+    if old.get("lora.rank"):
+        merge = functools.partial(
+            lora.merge_adapters, rank=old["lora.rank"], alpha=old["lora.alpha"]
+        )
+        params = jax.jit(merge)(params)
+    return fit(params, shapes, workdir)
 
 
-def _read_tree(path: epath.Path) -> Any:
-    """A stored tree with every array whole on this process's first device: the stored shardings belong to other machines."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _read(path: epath.Path, where: dict[str, Any], *, inside: str = "") -> Params:
+    """The stored arrays by path, those of `where` in their places, adapters whole on every device of the others."""
+    some = next(iter(where.values()))
+    spread = isinstance(some, jax.sharding.NamedSharding)
+    whole = replicated(some.mesh) if spread else some
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path)
         stored = getattr(stored, "item_metadata", stored)
         stored = getattr(stored, "tree", stored)
-        wanted = jax.tree.map(
-            lambda _: ocp.ArrayRestoreArgs(sharding=device),
-            stored,
-            is_leaf=lambda x: hasattr(x, "shape"),
+        stored = stored[inside] if inside else stored
+        # Against this run's shardings: the stored ones belong to the machines that wrote them.
+        item = {
+            n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where.get(n, whole))
+            for n, x in stored.items()
+        }
+        nested = {inside: item} if inside else item
+        args = ocp.args.PyTreeRestore(
+            item=nested,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
+            partial_restore=True,
         )
-        return checkpointer.restore(path, restore_args=wanted)
+        found = checkpointer.restore(path, args=args)
+    return found[inside] if inside else found
 
 
 def export(run: Trainable, params: Params, directory: epath.PathLike) -> None:

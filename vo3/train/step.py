@@ -24,9 +24,11 @@ from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.models.qwen2_5_vl.vision import vision_inputs
 from vo3.train import sharding
 from vo3.train.batch import Batch, RowBatch
+from vo3.train.config import ROW_AXES
 from vo3.train.features import merged
 from vo3.train.losses import Sums, summed_cross_entropy
 from vo3.train.pixels import normalize, patchify_traced
+from vo3.train.sharded_loss import sharded_cross_entropy
 from vo3.train.state import Params, Trainable, TrainState
 
 # A spike is judged against a mean of so many steps at least, and the mean forgets at this rate.
@@ -161,7 +163,8 @@ def loss_sums(
         # Each device's stretch becomes a row, so that the chunks are cut from what it has.
         apart = lambda x: x.reshape(-1, x.shape[1] // context, *x.shape[2:])
         hidden, targets, weight = apart(hidden), apart(targets), apart(weight)
-    return summed_cross_entropy(hidden, targets, weight, model.unembed, **options)
+    axes = (*ROW_AXES, "context")
+    return sharded_cross_entropy(hidden, targets, weight, model, mesh=mesh, axes=axes, **options)
 
 
 def _stripes(length: int, context: int) -> Int[np.ndarray, " L"]:
@@ -185,7 +188,7 @@ class Programs:
       finish: (state, partial) -> (state, metrics).
       zero: () -> partial.
 
-    `state` and `partial` are donated. One program per shape of a batch: `compiled()` counts them.
+    `update` and `finish` are given the state for good, `add` the partial sums. One program per shape of a batch: `compiled()` counts them.
     """
 
     def __init__(self, run: Trainable):
@@ -200,7 +203,7 @@ class Programs:
         metrics = jax.tree.map(lambda _: whole, Metrics(*[0] * 7))
         self.update = jax.jit(self._update, donate_argnums=0, out_shardings=(state, metrics))
         self.add = jax.jit(self._add, donate_argnums=0, out_shardings=partial)
-        self.finish = jax.jit(self._finish, donate_argnums=(0, 1), out_shardings=(state, metrics))
+        self.finish = jax.jit(self._finish, donate_argnums=0, out_shardings=(state, metrics))
         self.zero = jax.jit(self._zero, out_shardings=partial)
 
     def compiled(self) -> int:

@@ -1,0 +1,149 @@
+"""Rows with real mp4 files through plan, loader and step: by the command, and with kept features."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from clue_rows import write_rows
+from flax import nnx
+
+import vo3.models
+from configs import tiny
+from vo3.data.rejects import RejectLimitError
+from vo3.models import hf_io
+from vo3.train import sft
+from vo3.train.config import override, resolve
+from vo3.train.features import merged, trunk
+from vo3.train.pixels import normalize
+from vo3.train.row_feed import RowFeed
+from vo3.train.sharding import make_mesh
+from vo3.train.state import trainable
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder, worlds=1)
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write('{"id": "broken", "messages": [], "videos": []}\n')
+    return folder
+
+
+def config_of(rows, **changes):
+    base = {
+        "steps": 2,
+        "data.rows": str(rows / "rows.jsonl"),
+        "data.videos": str(rows),
+        "data.workers": 0,
+        "data.programs": 1,
+        "data.trajectories_per_step": 2,
+        "data.reject_limit": 0.5,
+        "data.time_limit": 600.0,
+        "optim.warmup": 0.0,
+    }
+    return override(tiny.get_config(), **{**base, **changes})
+
+
+def one_device():
+    return jax.devices()[:1]
+
+
+def test_the_command_trains_on_rows_and_exports(rows, tmp_path):
+    options = [
+        f"--config.{key}={value}"
+        for key, value in {
+            "steps": 2,
+            "data.rows": rows / "rows.jsonl",
+            "data.videos": rows,
+            "data.trajectories_per_step": 2,
+            "data.programs": 1,
+            "data.reject_limit": 0.5,
+            "data.time_limit": 600.0,
+            "optim.warmup": 0.0,
+            "log.samples_every": 1,
+        }.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "vo3.train.sft", "--config=configs/tiny.py", f"--workdir={tmp_path}", *options],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 2/2  loss " in done.stderr and "1 of 5 rows are left out" in done.stderr
+    assert json.loads((tmp_path / "rejects.jsonl").read_text().splitlines()[0])["id"] == "broken"
+    sample = (tmp_path / "samples" / "step-000001.txt").read_text()
+    assert "video tokens]" in sample and "«" in sample and "answer" in sample
+    assert (tmp_path / "samples" / "step-000001.png").stat().st_size > 1000
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
+    # The embedded model knows these questions: its loss on them is small from the first step on.
+    assert len(losses) == 2 and max(losses) < 1.5
+    exported = vo3.models.load(tmp_path / "export")
+    assert exported.tokenizer is not None
+    source = vo3.models.load("clueworld")
+    same = lambda get: np.array_equal(np.asarray(get(exported)), np.asarray(get(source)))
+    assert same(lambda m: m.vision.patch_embed.kernel[...])  # frozen
+    assert not same(lambda m: m.decoder.layers.q.kernel[...])
+
+
+def test_the_feed_deals_out_what_the_plan_says(rows, tmp_path):
+    config = config_of(rows)
+    mesh = make_mesh(override(config, **{"mesh.fsdp": 1}), one_device())
+    feed = RowFeed(config, mesh, tmp_path)
+    assert feed.steps_per_epoch == 2 and len(feed.plan) == 32
+    micro = list(feed.micro_batches(0, 2))
+    planned = [n for step in (0, 1) for n in feed.data.step(step).trajectories]
+    assert sorted(planned) == [0, 1, 2, 3]
+    names = [int(name.split()[1]) for m in micro for name in m.names]
+    assert names == planned
+    assert [m.last for m in micro].count(True) == 2
+    assert sum(m.work.trajectories for m in micro) == 4
+    tokens = sum(int((m.batch.visibility.enter >= 0).sum()) for m in micro)
+    assert sum(m.work.tokens for m in micro) == tokens
+    # From the second step on: the same.
+    again = list(feed.micro_batches(1, 2))
+    for a, b in zip(again, [m for m in micro if m.step == 1], strict=True):
+        for x, y in zip(jax.tree.leaves(a.batch), jax.tree.leaves(b.batch), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_too_many_rejected_rows_end_the_run(rows, tmp_path):
+    with pytest.raises(RejectLimitError):
+        sft.train(config_of(rows, **{"data.reject_limit": 0.1}), tmp_path, devices=one_device())
+
+
+def test_kept_features_give_the_tokens_of_the_whole_tower(rows, tmp_path):
+    config = config_of(rows, **{"data.feature_cache": str(tmp_path / "features"), "mesh.fsdp": 1})
+    mesh = make_mesh(config, one_device())
+    run = trainable(resolve(config, devices=1), mesh)
+    feed = RowFeed(config, mesh, tmp_path)
+    model = vo3.models.load("clueworld")
+
+    params = hf_io.flatten(nnx.state(model))
+    feed.prepare(run, {n: params[n] for n in run.frozen})
+    first = next(feed.micro_batches(0, 1)).batch
+    assert first.patches is None and feed._tower.cache.counts.written > 0
+    second = next(feed.micro_batches(0, 1)).batch
+    np.testing.assert_array_equal(first.features, second.features)
+
+    plain = next(RowFeed(config_of(rows), mesh, tmp_path).micro_batches(0, 1)).batch
+    patches = normalize(jax.numpy.asarray(plain.patches))
+    whole = model.encode_vision(patches, plain.vision)
+    kept = merged(model.vision, jax.numpy.asarray(first.features))
+    shown = plain.feature_index[0] >= 0
+    index = plain.feature_index[0][shown]
+    np.testing.assert_allclose(kept[0][index], whole[0][index], atol=1e-5)
+    direct = trunk(model.vision, patches, plain.vision)
+    np.testing.assert_allclose(first.features[0][index], direct[0][index], atol=1e-5)
+    assert model.vision.merger is not None
