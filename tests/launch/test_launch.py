@@ -1,0 +1,378 @@
+"""The launchers: dry runs, missing variables, a fake gcloud that plays a preemption, and local processes for real."""
+
+import os
+import pathlib
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from launch import render_jobset
+
+LAUNCH = pathlib.Path("launch").resolve()
+TPU = {
+    "PROJECT": "p", "ZONE": "us-east5-a", "TPU_NAME": "run1", "TPU_TYPE": "v5p-32",
+    "CONFIG": "configs/sft_stage1.py", "WORKDIR": "gs://bucket/stage1",
+}  # fmt: skip
+XPK = {
+    "CLUSTER": "c", "PROJECT": "p", "ZONE": "z", "WORKLOAD": "w", "TPU_TYPE": "v6e-64", "IMAGE": "i",
+    "CONFIG": "configs/sft_stage1.py", "WORKDIR": "gs://bucket/stage1",
+}  # fmt: skip
+
+
+def run(script, *arguments, env=None, **options):
+    full = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **(env or {})}
+    return subprocess.run(
+        [str(LAUNCH / script), *arguments],
+        env=full,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    scripts = sorted(map(str, LAUNCH.glob("*.sh")))
+    done = subprocess.run(
+        ["shellcheck", "-x", *scripts],
+        cwd=LAUNCH.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+# ---------------------------------------------------------------- TPU VMs
+
+
+@pytest.mark.parametrize(
+    "action", ["create", "setup", "run", "up", "watch", "status", "logs", "stop", "down"]
+)
+def test_every_action_has_a_dry_run_that_calls_nothing(action, tmp_path):
+    # No gcloud on this path: a call would fail.
+    done = run("tpu_vm.sh", action, "--dry-run", env=TPU)
+    assert done.returncode == 0, done.stderr
+    assert "Assumes: gcloud is installed" in done.stdout
+    if action != "watch":
+        assert "+ gcloud compute tpus" in done.stdout
+
+
+def test_up_is_create_setup_run_in_this_order():
+    done = run(
+        "tpu_vm.sh", "up", "--dry-run", "--", "--config.data.rows=gs://b/my rows.jsonl", env=TPU
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("+")]
+    assert "queued-resources create run1" in lines[0] and "--spot" in lines[0]
+    assert "--runtime-version=v2-alpha-tpuv5 " in lines[0] + " "
+    assert "git -C" in lines[1] and "archive" in lines[1]
+    assert "scp" in lines[2] and "--worker=all" in lines[2]
+    assert "uv pip install" in lines[3]
+    assert "vo3.train.sft" in lines[4] and "VO3_PROCESSES=auto" in lines[4]
+    assert "--workdir=gs://bucket/stage1" in lines[4]
+
+
+def test_the_remote_command_keeps_its_words(tmp_path):
+    """What the worker's shell is given runs, with spaces in a flag, and leaves its exit code."""
+    done = run("tpu_vm.sh", "run", "--dry-run", "--", "--config.x=a b'c", env=TPU)
+    line = next(x for x in done.stdout.splitlines() if x.startswith("+") and "ssh" in x)
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {line[2:]}"], capture_output=True, check=True
+    ).stdout.split(b"\0")
+    command = next(w for w in words if w.startswith(b"--command=")).decode().partition("=")[2]
+    home = tmp_path / "home"
+    (home / "vo3-src").mkdir(parents=True)
+    python = home / "vo3-venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >"{home}/words"\nexit 7\n')
+    python.chmod(0o755)
+    subprocess.run(["bash", "-c", command], cwd=home, check=True)
+    wait_for(lambda: (home / "vo3.rc").exists() and (home / "vo3.rc").read_text())
+    assert (home / "vo3.rc").read_text().strip() == "7"
+    assert (home / "words").read_text().splitlines() == [
+        "-m", "vo3.train.sft", "--config=configs/sft_stage1.py", "--workdir=gs://bucket/stage1", "--config.x=a b'c",
+    ]  # fmt: skip
+    assert (home / "vo3.pid").read_text().strip().isdigit()
+
+
+def wait_for(condition, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_several_slices_are_asked_for_together():
+    done = run("tpu_vm.sh", "up", "--dry-run", env={**TPU, "NUM_SLICES": "2"})
+    assert "--node-count=2 --node-prefix=run1" in done.stdout
+    assert "ssh run1-0" in done.stdout and "ssh run1-1" in done.stdout
+    refused = run("tpu_vm.sh", "create", "--dry-run", env={**TPU, "NUM_SLICES": "2", "QUEUED": "0"})
+    assert refused.returncode == 2 and "needs QUEUED=1" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORKDIR": "/tmp/x"}, "must begin with gs://"),
+        ({"CONFIG": "configs/none.py"}, "is no file of the checkout"),
+        ({"TPU_TYPE": "v9-8"}, "set RUNTIME"),
+        ({"SPOT": "yes"}, "one of: 0 1"),
+        ({"NUM_SLICES": "0"}, "no number above 0"),
+    ],
+)
+def test_a_wrong_variable_is_refused(changes, message):
+    done = run("tpu_vm.sh", "up", "--dry-run", env={**TPU, **changes})
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "action", "needed"), [("tpu_vm.sh", ["up"], TPU), ("xpk.sh", [], XPK)]
+)
+def test_missing_variables_are_all_named_before_anything_runs(script, action, needed):
+    done = run(script, *action, "--dry-run")
+    assert done.returncode == 2
+    names = set(needed) - {"IMAGE"}
+    assert all(f"  {name}: " in done.stderr for name in names), done.stderr
+    assert "+" not in done.stdout
+
+
+def test_unknown_arguments_are_refused():
+    assert run("tpu_vm.sh", "fly", "--dry-run", env=TPU).returncode == 2
+    assert run("tpu_vm.sh", "up", "--config.x=1", env=TPU).returncode == 2
+    assert run("tpu_vm.sh").returncode == 2
+    for script in ("tpu_vm.sh", "local.sh", "xpk.sh"):
+        helped = run(script, "--help")
+        assert helped.returncode == 0 and "Assumes:" in helped.stdout
+
+
+GCLOUD = """#!/bin/bash
+# Plays a queued resource: absent, ready, preempted after the run began, ready again, done.
+echo "$*" >>"$FAKE/calls"
+case "$*" in
+  *"queued-resources create"*) echo ACTIVE >"$FAKE/state" ;;
+  *"queued-resources delete"*) rm -f "$FAKE/state" ;;
+  *"queued-resources describe"*) [ -f "$FAKE/state" ] && cat "$FAKE/state" || exit 1 ;;
+  *"vo3.train.sft"*)
+    if [ -f "$FAKE/once" ]; then echo 0 >"$FAKE/rc"; else touch "$FAKE/once"; echo SUSPENDED >"$FAKE/state"; fi ;;
+  *"cat vo3.rc"*) cat "$FAKE/rc" 2>/dev/null || true ;;
+esac
+"""
+
+
+def test_a_preempted_run_is_created_again_and_resumed(tmp_path):
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "gcloud").write_text(GCLOUD)
+    (fake / "gcloud").chmod(0o755)
+    (fake / "git").symlink_to("/bin/true")
+    env = {**TPU, "PATH": f"{fake}:{os.environ['PATH']}", "FAKE": str(tmp_path), "POLL": "0.1"}
+    done = run("tpu_vm.sh", "up", env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr and "the run has ended" in done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    count = lambda text: sum(text in call for call in calls)
+    assert count("queued-resources create") == 2
+    assert count("queued-resources delete") == 1
+    assert count("vo3.train.sft") == 2
+
+
+def test_a_run_that_keeps_failing_is_given_up(tmp_path):
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    script = GCLOUD.replace("if [ -f", 'echo 1 >"$FAKE/rc"; exit 0; if [ -f')
+    (fake / "gcloud").write_text(script)
+    (fake / "gcloud").chmod(0o755)
+    (fake / "git").symlink_to("/bin/true")
+    env = {
+        **TPU,
+        "PATH": f"{fake}:{os.environ['PATH']}",
+        "FAKE": str(tmp_path),
+        "POLL": "0.1",
+        "RETRIES": "1",
+    }
+    done = run("tpu_vm.sh", "up", env=env, timeout=300)
+    assert done.returncode == 2
+    assert "the run failed 2 times, last with code 1" in done.stderr
+
+
+# ---------------------------------------------------------------- GKE and xpk
+
+
+def arguments(**changes):
+    values = {
+        "name": "stage1", "topology": "v6e:8x8", "image": "repo/vo3:1", "service-account": "vo3",
+        "config": "configs/sft_stage1.py", "workdir": "gs://bucket/stage1", **changes,
+    }  # fmt: skip
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def test_the_manifest_is_yaml_with_every_value_in_its_place(capsys):
+    flag = '--config.data.rows=gs://b/a "b": c'
+    assert render_jobset.main([*arguments(slices=2), "--dry-run", "--", flag]) == 0
+    captured = capsys.readouterr()
+    assert "JobSet controller" in captured.err
+    manifest = yaml.safe_load(captured.out)
+    job = manifest["spec"]["replicatedJobs"][0]
+    assert (manifest["metadata"]["name"], job["replicas"]) == ("stage1", 2)
+    # 64 chips, 4 a host.
+    assert job["template"]["spec"]["parallelism"] == job["template"]["spec"]["completions"] == 16
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "8x8",
+    }
+    container = pod["containers"][0]
+    assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert container["command"] == [
+        "python", "-m", "vo3.train.sft", "--config=configs/sft_stage1.py", "--workdir=gs://bucket/stage1", flag,
+    ]  # fmt: skip
+    env = {e["name"]: e["value"] for e in container["env"]}
+    assert env == {"VO3_PROCESSES": "auto", "JAX_COMPILATION_CACHE_DIR": "gs://bucket/stage1/cache"}
+    assert "labels" not in manifest["metadata"]
+
+
+def test_a_queue_becomes_a_label(capsys):
+    assert render_jobset.main(arguments(queue="team")) == 0
+    labels = yaml.safe_load(capsys.readouterr().out)["metadata"]["labels"]
+    assert labels == {"kueue.x-k8s.io/queue-name": "team"}
+
+
+@pytest.mark.parametrize(
+    ("topology", "expected"),
+    [
+        ("v5p:2x2x4", ("tpu-v5p-slice", "2x2x4", 4, 4)),
+        ("v5e:16x16", ("tpu-v5-lite-podslice", "16x16", 64, 4)),
+        ("v5e:2x4", ("tpu-v5-lite-podslice", "2x4", 1, 8)),
+        ("v6e:1x1", ("tpu-v6e-slice", "1x1", 1, 1)),
+    ],
+)
+def test_hosts_follow_from_the_topology(topology, expected):
+    assert render_jobset.hosts_of(topology) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"topology": "v9:2x2"}, "CHIP:AxB"),
+        ({"name": "Stage 1"}, "lower-case"),
+        ({"image": ""}, "image: empty"),
+        ({"workdir": "/tmp/x"}, "must begin with gs://"),
+        ({"slices": 0}, "below 1"),
+    ],
+)
+def test_a_wrong_argument_is_refused(changes, message, capsys):
+    assert render_jobset.main(arguments(**changes)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_placeholder_that_nothing_fills_is_refused(tmp_path, monkeypatch):
+    template = tmp_path / "t.yaml"
+    template.write_text(render_jobset.TEMPLATE.read_text() + "# ${zone}\n")
+    monkeypatch.setattr(render_jobset, "TEMPLATE", template)
+    with pytest.raises(render_jobset.RenderError, match="zone"):
+        render_jobset.render(
+            name="a",
+            topology="v6e:8x8",
+            image="i",
+            service_account="s",
+            command=["x"],
+            cache="gs://c",
+        )
+
+
+def test_xpk_is_given_one_workload():
+    done = run("xpk.sh", "--dry-run", "--", "--config.seed=1", env=XPK)
+    line = next(x for x in done.stdout.splitlines() if x.startswith("+ xpk workload create"))
+    assert "--tpu-type=v6e-64" in line and "--docker-image=i" in line and "--config.seed=1" in line
+    base = {**XPK, "BASE_IMAGE": "b"}
+    del base["IMAGE"]
+    assert "--base-docker-image=b --script-dir=" in run("xpk.sh", "--dry-run", env=base).stdout
+
+
+# ---------------------------------------------------------------- local processes
+
+# A module that stands for the trainer: joins the others as it does, without importing jax.
+STAND_IN = """
+import os, pathlib, signal, sys, time
+index, count = os.environ["VO3_PROCESS"], os.environ["VO3_PROCESSES"]
+folder = pathlib.Path(next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2])
+mode = sys.argv[-1]
+def leave(*_):
+    (folder / f"saved{index}").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+(folder / f"up{index}").write_text(" ".join([count, os.environ["VO3_COORDINATOR"], os.environ["XLA_FLAGS"]]))
+print("hello from", index, flush=True)
+if mode == "wait" or (mode == "fail" and index == "0"):
+    time.sleep(60)
+sys.exit(3 if mode == "fail" else 0)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    return {"MODULE": "stand_in", "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
+
+
+def test_local_starts_n_processes_with_one_coordinator(stand_in, tmp_path):
+    done = run(
+        "local.sh",
+        "3",
+        f"--workdir={tmp_path}",
+        "end",
+        env={**stand_in, "DEVICES": "2"},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    told = {(tmp_path / f"up{i}").read_text() for i in range(3)}
+    assert len(told) == 1
+    count, coordinator, flags = told.pop().split(" ", 2)
+    assert count == "3" and coordinator.startswith("127.0.0.1:")
+    assert "--xla_force_host_platform_device_count=2" in flags
+    assert {f"[{i}] hello from {i}" for i in range(3)} <= set(done.stdout.splitlines())
+
+
+def test_one_failure_ends_the_others_and_is_the_exit_code(stand_in, tmp_path):
+    done = run("local.sh", "2", f"--workdir={tmp_path}", "fail", env=stand_in, timeout=300)
+    assert done.returncode == 3
+    assert "a process ended with code 3" in done.stderr
+    assert (tmp_path / "saved0").exists()
+
+
+def test_sigterm_reaches_every_process(stand_in, tmp_path):
+    env = {"PATH": os.environ["PATH"], **stand_in}
+    command = [str(LAUNCH / "local.sh"), "2", f"--workdir={tmp_path}", "wait"]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as started:
+        wait_for(lambda: all((tmp_path / f"up{i}").exists() for i in range(2)))
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=120) == 0
+    assert all((tmp_path / f"saved{i}").exists() for i in range(2))
+
+
+def test_local_refuses_what_cannot_work(tmp_path):
+    assert "number of processes" in run("local.sh", "zero").stderr
+    assert "--workdir=DIR is missing" in run("local.sh", "2", "--config=x").stderr
+    done = run("local.sh", "2", "--dry-run", f"--workdir={tmp_path}", env={"DEVICES": "0"})
+    assert done.returncode == 2
+
+
+def test_the_dry_run_shows_every_process(tmp_path):
+    done = run("local.sh", "2", "--dry-run", "--config=configs/debug.py", f"--workdir={tmp_path}")
+    lines = [x for x in done.stdout.splitlines() if x.startswith("+")]
+    assert len(lines) == 2 and all("-m vo3.train.sft" in x for x in lines)
+    assert "VO3_PROCESS=0" in lines[0] and "VO3_PROCESS=1" in lines[1]
+
+
+def test_scripts_are_executable():
+    for script in ("tpu_vm.sh", "local.sh", "xpk.sh"):
+        assert (LAUNCH / script).stat().st_mode & stat.S_IXUSR
