@@ -4,9 +4,10 @@
     python -m benchmarks.attention --only host cpu decode visited
     python -m benchmarks.attention --only bundles memory --chips v5e
 
-Sections: `bundles` (static schedule of forward, dkv, dq and the modelled total at 32k), `memory` (temporaries at 32k, v5e), `host` (mask and
+Sections: `bundles` (static schedule of forward, dkv, dq and the modelled total at 32k), `windows` (the vision tower's windowed
+blocks), `memory` (temporaries at 32k, v5e), `host` (mask and
 schedule), `visited` (blocks against a brute-force minimum), `cpu` (xla path, 8k causal), `decode` (prefix_decode on CPU).
-`bundles` and `memory` are compiled for a TPU through libtpu: static counts and predictions, not runs.
+`bundles`, `windows` and `memory` are compiled for a TPU through libtpu: static counts and predictions, not runs.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ import numpy as np
 from benchmarks import bundles
 from pallas_kernels import Visibility, prefix_decode, schedule, splash_attention, tuning
 from pallas_kernels.visibility import CLIP, OVERVIEW
+from vo3.models.qwen2_5_vl import vision_inputs
+from vo3.models.qwen2_5_vl.config import VisionConfig
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # MXU cycles of one product per head and 512 x 512 scores at head dim 128: 4 arrays of 128 x 128 (v5), 2 of 256 x 256 half filled (v6e).
 PRODUCT_FLOOR = {"v5e": 512, "v5p": 512, "v6e": 256}
-HEADS = 7
+# Query heads of a kv head, and the block size that everything is compared at.
+HEADS, BLOCK = 7, 512
 CASES = "benchmarks.attention_cases"
 
 
@@ -50,10 +54,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Bundles of one of our kernels: per grid step, per first and last pair of a block, per head and pair."""
+    """Bundles per query head of one of our kernels: of a grid step, of a pair, and of a block's first and last pair."""
 
-    step: int
-    init: int
+    step: float
+    init: float
     full: float
     partial: float
     finish: float
@@ -62,16 +66,28 @@ class Parts:
 def parts(chip: str, kernel: str) -> Parts:
     """Our kernel at the variant tuned for the chip."""
     tuned = getattr(tuning.load(chip), kernel)
-    options = {"unroll": int(tuned.unroll), "vmem": tuned.vmem_limit}
+    kv_heads = max(1, (tuned.step_rows or tuning.load(chip).step_rows) // (HEADS * BLOCK))
+    options = {"unroll": int(tuned.unroll), "vmem": tuned.vmem_limit, "step_heads": kv_heads}
+    return _parts(chip, kernel, HEADS * kv_heads, options)
+
+
+def _parts(chip: str, kernel: str, heads: int, options: dict, *, behind: int = 0) -> Parts:
+    """Our kernel with these options and so many heads a step.
+
+    What precedes the sections of first, full, partial and last pair, and the `behind` sections after them, starts copies of
+    blocks (many, where heads are padded); it counts as cost of a step.
+    """
     compiled = bundles.measure(TOPOLOGIES[chip], f"{CASES}:{kernel}", **options)
     found = compiled.kernel("visibility_splash")
-    init, full, partial, finish = found.sections[-4:]
+    end = len(found.sections) - behind
+    init, full, partial, finish = found.sections[end - 4 : end]
+    copies = sum(s.bundles for s in (*found.sections[: end - 4], *found.sections[end:]))
     return Parts(
-        found.step,
-        init.bundles,
-        full.per_head(HEADS),
-        partial.per_head(HEADS),
-        finish.per_head(HEADS),
+        (found.step + copies) / heads,
+        init.bundles / heads,
+        full.per_head(heads),
+        partial.per_head(heads),
+        finish.per_head(heads),
     )
 
 
@@ -124,11 +140,11 @@ def bundle_rows(chips: list[str]) -> Iterator[Row]:
         ours = parts(chip, "forward")
         jax_splash = peers(chip, "jax_splash_forward", "splash_mha_fwd")
         yield from _bodies(chip, "forward", 2, ours, min(p.unit for p in jax_splash))
-        length, block = 32768, 512
-        rows = length // block
+        length = 32768
+        rows = length // BLOCK
         floor = 2 * PRODUCT_FLOOR[chip]
         active = rows * (rows + 1) // 2
-        total = active * ours.step / HEADS + rows * (ours.init / HEADS + ours.finish)
+        total = active * ours.step + rows * (ours.init + ours.finish)
         total += (active - rows) * max(ours.full, floor) + rows * max(ours.partial, floor)
         best = min(p.total(length) for p in jax_splash)
         goal = GOALS["total",].get(chip)
@@ -176,6 +192,38 @@ def memory_rows(chips: list[str]) -> Iterator[Row]:
             max(ours - slack, 0) / theirs,
             goal,
         )
+
+
+def windows_rows(chips: list[str]) -> Iterator[Row]:
+    """Windowed blocks of the vision tower: the tuned window blocks against blocks of 512, static bundles per head and 128 patches.
+
+    Frames of 252 x 448, whose windows fill blocks evenly, and of 364 x 644, whose windows straddle them.
+    """
+    config = VisionConfig(32, 1280, 3420, 16, 3584)
+    for name, grid in (("252 x 448", (28, 18, 32)), ("364 x 644", (13, 26, 46))):
+        vis = vision_inputs([grid], config).windows
+        for chip in chips:
+            cost = []
+            for block, heads in ((tuning.load(chip).window_block, 16), (BLOCK, 8)):
+                found = window_parts(chip, block, heads)
+                plan = schedule.make_plan(vis, vis, block_q=block, block_kv=block, causal=False)
+                pairs = schedule.decode(plan.by_q, plan.q_count)
+                total = (
+                    int(pairs.full.sum()) * found.full + int(pairs.partial.sum()) * found.partial
+                )
+                total += pairs.full.size * found.step + plan.q_blocks * (found.init + found.finish)
+                cost.append(total * 128 / vis.order.size)
+            ours, peer = cost
+            label = f"{chip} windows of {name} frames, blocks of 512"
+            yield Row(label, f"{ours:.0f}", f"{peer:.0f}", ours / peer, 1.0)
+
+
+@functools.cache
+def window_parts(chip: str, block: int, heads: int) -> Parts:
+    """Forward at the vision tower's heads, unrolled, so many of them a step."""
+    options = {"q_heads": 16, "kv_heads": 16, "head_dim": 80, "causal": 0, "step_heads": heads}
+    options |= {"block_q": block, "block_kv": block, "unroll": 1, "vmem": 48 << 20}
+    return _parts(chip, "forward", heads, options, behind=1)
 
 
 def seconds(function: Callable[[], object], repeats: int = 9) -> float:
@@ -365,6 +413,7 @@ SECTIONS = {
     "cpu": cpu_rows,
     "decode": decode_rows,
     "memory": memory_rows,
+    "windows": windows_rows,
     "bundles": bundle_rows,
 }
 

@@ -32,10 +32,17 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", d
 
 @dataclasses.dataclass(frozen=True)
 class KernelTuning:
-    """Attributes: unroll (emit the heads of a step one after the other), vmem_limit (bytes, None: the compiler's default)."""
+    """The variant of one kernel.
+
+    Attributes:
+      unroll: emit the heads of a step one after the other instead of a loop.
+      vmem_limit: bytes of VMEM it may use; None: the compiler's default.
+      step_rows: as `Tuning.step_rows`, for this kernel alone; None: the device's.
+    """
 
     unroll: bool
     vmem_limit: int | None = None
+    step_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

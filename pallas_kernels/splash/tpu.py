@@ -139,17 +139,17 @@ class _Statics(tuple):
 
     @classmethod
     def of(cls, tuned: Tuning, groups, kv_heads, block_q, itemsize, scale, interpret) -> _Statics:
-        # As many kv heads per step as VMEM holds: the mask and the cost of a step are shared by all their query heads.
-        step = max(
-            c
-            for c in range(1, kv_heads + 1)
-            if kv_heads % c == 0
-            and (c == 1 or c * groups * block_q * itemsize // 2 <= tuned.step_rows)
-        )
-        return cls(
-            Static(scale, step, kernel.unroll, kernel.vmem_limit, interpret)
-            for kernel in (tuned.forward, tuned.dkv, tuned.dq)
-        )
+        def static(kernel: KernelTuning) -> Static:
+            # As many kv heads per step as VMEM holds: the mask and the cost of a step are shared by all their query heads.
+            most = kernel.step_rows or tuned.step_rows
+            step = max(
+                c
+                for c in range(1, kv_heads + 1)
+                if kv_heads % c == 0 and (c == 1 or c * groups * block_q * itemsize // 2 <= most)
+            )
+            return Static(scale, step, kernel.unroll, kernel.vmem_limit, interpret)
+
+        return cls(map(static, (tuned.forward, tuned.dkv, tuned.dq)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -2,18 +2,24 @@
 
 import dataclasses
 import functools
+import importlib.util
+import pathlib
+import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import pallas_kernels
 from pallas_kernels import Visibility, schedule
 from pallas_kernels.visibility import CLIP, OVERVIEW
 from vo3.attention import AttentionMesh, EitherMask, attention, prepare, striping
-from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig, vision_inputs
+from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig, stack_vision_inputs, vision_inputs
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -265,3 +271,54 @@ def test_no_window_of_the_tower_is_longer_than_it_promises():
         assert len(runs) == len(np.unique(ids))  # contiguous
         longest = max(longest, *map(len, runs))
     assert longest == (config.window_size // config.patch_size) ** 2
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
+)
+@pytest.mark.usefixtures("no_compilation_cache")
+def test_tower_and_decoder_compile_for_a_slice(monkeypatch):
+    """Both masks in one scan, heads shared, sequence split: the kernels and their gradients on four v5e chips."""
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other tests may hold libtpu's lock
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    on = Mesh(np.array(devices).reshape(1, 2, 2), ("data", "tensor", "context"))
+    config = Qwen2_5_VLConfig.tiny(
+        text={
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "mrope_section": (8, 12, 12),
+        },
+        vision={"hidden_size": 320, "num_heads": 4, "out_hidden_size": 256},
+        remat="full",
+    )
+    abstract = nnx.eval_shape(
+        lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, mesh=AttentionMesh(on))
+    )
+    graph, params = nnx.split(abstract)
+    length, patches = 1024, 2048
+    inputs = stack_vision_inputs([vision_inputs([(4, 16, 32)], config.vision)])
+    text = jax.tree.map(lambda f: f[None], Visibility.causal(length))
+    ids = np.zeros((1, length), np.int32)
+    positions = np.zeros((3, 1, length), np.int32)
+
+    def loss(params, pixels, inputs, ids, positions, text):
+        built = nnx.merge(graph, params)
+        features = built.encode_vision(pixels, inputs)
+        out = built(ids, positions, text, features=features, feature_index=ids, logits="none")
+        return out.hidden.astype(jnp.float32).sum()
+
+    here = NamedSharding(on, PartitionSpec())
+    pixels = jax.ShapeDtypeStruct((1, patches, config.vision.patch_dim), jnp.bfloat16)
+    with pallas_kernels.target("v5e"), tempfile.TemporaryDirectory() as folder:
+        lowered = jax.jit(jax.grad(loss), in_shardings=here).lower(
+            params, pixels, inputs, ids, positions, text
+        )
+        lowered.compile(compiler_options={"xla_dump_to": folder})
+        (program,) = pathlib.Path(folder).glob("*.after_optimizations.txt")
+        found = program.read_text()
+    for name in ("forward", "dkv", "dq"):
+        # Decoder, windows, frames: three kernels of each kind, forward once more for the recomputation.
+        calls = re.findall(rf"= .* custom-call\(.*visibility_splash_{name}", found)
+        assert len(calls) >= 3, (name, len(calls))
