@@ -17,35 +17,40 @@ WORKERS ?= $(shell echo $$(( $(CPUS) < 8 ? $(CPUS) : 8 )))
 PIP := -m pip install -qq --disable-pip-version-check
 APT_PACKAGES := opencv-doc gnome-user-docs ffmpeg shellcheck
 QUICK = $(shell grep -rl 'mark.quick' tests --include='test_*.py')
-BENCHMARKS ?= model rollout video
+BENCHMARKS ?= model rollout hf_io video loader packing
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-# ---- environments: one stamp per set of packages, renewed when setup.py changes
+# ---- environments: one stamp per set of packages, renewed when setup.py changes. A stamp carries the time at which its recipe
+# began: a setup.py that changes while pip runs is newer.
 
 $(VENV)/.core: setup.py pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11, 3.12 or 3.13 with venv is needed; set PYTHON=..."; exit 1; }
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	touch $@.new
 	$(BIN)/python $(PIP) -e .
-	touch $@
+	mv $@.new $@
 
 $(VENV)/.dev: $(VENV)/.core
+	touch $@.new
 	$(BIN)/python $(PIP) -e '.[data,train,eval,serve,synthesis,dev]'
-	touch $@
+	mv $@.new $@
 
 # The reference implementations that the tests compare with. torchvision wants a torch build of its own, hence --no-deps.
 $(VENV)/.parity: $(VENV)/.dev
+	touch $@.new
 	$(BIN)/python $(PIP) torch==2.13.0
 	$(BIN)/python $(PIP) --no-deps torchvision==0.28.0
-	touch $@
+	mv $@.new $@
 
 # What the tests marked `quick` need.
 $(VENV)/.quick: $(VENV)/.core
+	touch $@.new
 	$(BIN)/python $(PIP) pytest pytest-xdist hypothesis setuptools
-	touch $@
+	mv $@.new $@
 
 .PHONY: apt
 apt:  ## real videos and tools for the tests, where apt-get may be used
@@ -88,6 +93,12 @@ test-quick:  ## the tests marked `quick` on Python 3.12, when there is one
 	$(MAKE) --no-print-directory PYTHON=$(PYTHON_312) VENV=.venv-3.12 .venv-3.12/.quick
 	.venv-3.12/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'quick and not soak' $(QUICK)
 
+.PHONY: test-tfds
+test-tfds:  ## TFDS's own test of the seeker_173k builder, in an environment with TensorFlow (1.5 GB)
+	[ -x .venv-tfds/bin/python ] || $(PYTHON) -m venv .venv-tfds
+	.venv-tfds/bin/python $(PIP) -e '.[data]' pytest hypothesis tensorflow-cpu dill dm-tree
+	JAX_PLATFORMS=cpu .venv-tfds/bin/python -m pytest tests/data_prep/test_seeker_173k_tfds.py
+
 .PHONY: soak
 soak: $(VENV)/.parity apt  ## what takes longer than the test suite may: kill tests, fuzzing, load, every chip
 	$(BIN)/python -m pytest -m soak -n 0
@@ -117,5 +128,5 @@ clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that
 
 .PHONY: clean
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-3.12 .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.12 .venv-tfds .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
