@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import packing as benchmark
 from vo3.data.buckets import choose_buckets, cut
 from vo3.data.lengths import Lengths
 from vo3.data.packing import pack, shuffled
@@ -255,3 +256,39 @@ def test_more_programs_never_pad_more():
         padding.append(plan.stats().padding)
     assert padding == sorted(padding, reverse=True)
     assert padding[-1] < 0.04
+
+
+# ---- the benchmark
+
+
+@pytest.fixture(scope="module")
+def seeker_like() -> Lengths:
+    return benchmark.draw(3000)
+
+
+def test_padding_of_a_seeker_like_mix(seeker_like):
+    """The goal, 8 %, and what stands beside it in the benchmark."""
+    by_name = {r.name: r for r in benchmark.results(seeker_like, programs=8)}
+    ours = by_name["ours, 8 programs"]
+    assert ours.padding <= 0.08 and ours.programs <= 8
+    assert ours.patch_padding <= 0.12
+    assert ours.slots < 0.75 * by_name["powers of two"].slots
+    assert ours.slots < 0.55 * by_name["pad to the maximum"].slots
+
+
+def test_the_mix_is_one_of_long_videos(seeker_like):
+    """Overviews fill their quota where the video is not short, and no row is beyond reach."""
+    tokens = seeker_like.tokens
+    assert 15_000 < np.median(tokens) < 22_000
+    assert tokens.min() > 1000 and (tokens > 40_000).mean() < 0.01
+    assert (seeker_like.patches < 4 * tokens).all()
+    assert benchmark.draw(20).tokens.tolist() == tokens[:20].tolist()
+
+
+def test_peers_hold_everything():
+    lengths = make_lengths(0, 500, longest=39_000)
+    buckets = benchmark.powers_of_two(lengths)
+    assert buckets[-1] == 40_000 and all(b > a for a, b in itertools.pairwise(buckets))
+    peer = benchmark.unpacked("x", lengths, buckets)
+    assert peer.rows == 500 and peer.slots >= lengths.tokens.sum()
+    assert peer.padding == pytest.approx(1 - lengths.tokens.sum() / peer.slots)
