@@ -126,7 +126,11 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="rewrite a checkpoint")
     convert.set_defaults(run=_convert)
-    convert.add_argument("source", metavar="SRC", help="a checkpoint directory, or clueworld")
+    convert.add_argument(
+        "source",
+        metavar="SRC",
+        help="a checkpoint directory, a training run's workdir, or clueworld",
+    )
     convert.add_argument(
         "target", metavar="DST", help="a directory that does not exist or is empty"
     )
@@ -367,7 +371,12 @@ def _convert(args: argparse.Namespace) -> int:
 
     console = Console()
     with console.status(f"reading {args.source}"):
-        model = vo3.models.load(args.source, dtype=args.dtype)
+        if (epath.Path(args.source) / "checkpoints").is_dir():  # a training run's workdir
+            from vo3.train.checkpoints import load_run
+
+            model = load_run(args.source, dtype=args.dtype)
+        else:
+            model = vo3.models.load(args.source, dtype=args.dtype)
     with console.status(f"writing {args.target}"):
         if args.to == "hf":
             model.save_hf(target)

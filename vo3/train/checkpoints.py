@@ -27,11 +27,12 @@ from etils import epath
 from flax import nnx
 
 from vo3.models import hf_io
+from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.models.safetensors_io import CheckpointError
 from vo3.train import config as config_lib
 from vo3.train import lora, processes
 from vo3.train.sharding import replicated
-from vo3.train.state import Params, Trainable, TrainState, fit
+from vo3.train.state import Params, Trainable, TrainState, architecture, fit
 
 CONFIG = "config.json"
 # Keys that may differ when a run goes on: they change what is seen of it, not what it computes.
@@ -325,6 +326,36 @@ def export(run: Trainable, params: Params, directory: epath.PathLike) -> None:
         source = loading.NAMES.get(config.model, epath.Path(config.model))
         hf_io.save(model, directory, source=source if source.exists() else None, overwrite=True)
     processes.barrier("exported")
+
+
+def load_run(workdir: epath.PathLike, *, dtype: Any = None) -> Qwen2_5_VL:
+    """The model of a run's newest checkpoint, adapters merged, on this process's first device.
+
+    Args:
+      workdir: of the run.
+      dtype: of weights and computation; None: f32.
+
+    Raises:
+      CheckpointError: no run's workdir, or one without a checkpoint.
+    """
+    from vo3.models import loading
+
+    workdir, dtype = epath.Path(workdir), jnp.dtype(dtype or jnp.float32)
+    if not (workdir / CONFIG).exists():
+        raise CheckpointError(f"{workdir} has no {CONFIG}; give the workdir of a training run")
+    name = json.loads((workdir / CONFIG).read_text())["model"]
+    config = config_lib.override(config_lib.defaults(), model=name, remat="none")
+    graph, shapes = hf_io.abstract(architecture(config), dtype=dtype, param_dtype=dtype)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device) for n, s in shapes.items()}
+    try:
+        params = read_params(workdir, placed)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from error
+    model = nnx.merge(graph, hf_io.unflatten(shapes, params))
+    source = loading.NAMES.get(name, epath.Path(name))
+    model.source = source if source.exists() else None
+    return model
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:

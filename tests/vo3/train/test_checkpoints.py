@@ -187,21 +187,25 @@ def start(workdir, *arguments, **more):
     )  # fmt: skip
 
 
-def start_all(workdir, count, *arguments):
+def processes_of(workdir, count, *arguments):
+    """Processes with four devices in all."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    made = [
+    return [
         start(
             workdir, *arguments, VO3_COORDINATOR=f"127.0.0.1:{port}", VO3_PROCESSES=str(count), VO3_PROCESS=str(i),
             XLA_FLAGS=f"--xla_force_host_platform_device_count={4 // count}",
         )
         for i in range(count)
     ]  # fmt: skip
+
+
+def start_all(workdir, count, *arguments):
+    made = processes_of(workdir, count, *arguments)
     outputs = [process.communicate(timeout=600)[0] for process in made]
     for process, output in zip(made, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
-    return outputs
 
 
 def final(workdir):
@@ -261,3 +265,19 @@ def test_resumed_on_other_numbers_of_processes(whole, tmp_path):
     ours, expected = losses(tmp_path), losses(whole[1])
     assert list(ours) == list(expected) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.soak
+def test_sigterm_to_one_process_ends_all_with_zero(whole, tmp_path):
+    made = processes_of(tmp_path, 2, "--slow=0.5")
+    while "step 1/6" not in (line := made[0].stdout.readline()):
+        assert line or made[0].poll() is None, "the run ended before its first step"
+    made[1].send_signal(signal.SIGTERM)
+    for process in made:
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output[-3000:]
+    assert steps_of(tmp_path) and not (tmp_path / "final.npz").exists()
+    start_all(tmp_path, 2)
+    np.testing.assert_allclose(
+        list(losses(tmp_path).values()), list(losses(whole[1]).values()), rtol=1e-5
+    )

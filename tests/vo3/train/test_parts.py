@@ -7,10 +7,11 @@ import optax
 import pytest
 from scipy.special import log_softmax
 
+from vo3.data.items import patchify_levels
 from vo3.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from vo3.train.losses import chunked_cross_entropy
+from vo3.train.losses import chunked_cross_entropy, summed_cross_entropy
 from vo3.train.optim import make_optimizer, muon_dimensions, schedule
-from vo3.train.pixels import patchify_traced
+from vo3.train.pixels import normalize, patchify_traced
 from vo3.video import patchify
 
 
@@ -41,6 +42,34 @@ def test_chunked_cross_entropy_against_float64(strict_dtypes, chunk):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(accuracy, hits, rtol=1e-5)
     np.testing.assert_allclose(grad, gradient, atol=1e-6)
+
+
+def test_z_loss_and_label_smoothing_against_float64():
+    rng = np.random.default_rng(1)
+    logits, targets = rng.normal(size=(2, 5, 13)), rng.integers(0, 13, (2, 5))
+    weight = rng.uniform(0, 2, (2, 5))
+    logp, norm = log_softmax(logits, -1), np.log(np.exp(logits).sum(-1))
+    label = 0.9 * np.eye(13)[targets] + 0.1 / 13
+    loss = -(logp * label).sum(-1) + 0.01 * norm**2
+    sums = summed_cross_entropy(
+        jnp.asarray(logits, jnp.float32),
+        jnp.asarray(targets, jnp.int32),
+        jnp.asarray(weight, jnp.float32),
+        lambda x: x,
+        chunk=2,
+        z_loss=0.01,
+        label_smoothing=0.1,
+    )
+    np.testing.assert_allclose(sums.loss, (loss * weight).sum(), rtol=1e-5)
+    plain = -np.take_along_axis(logp, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(sums.entropy, (plain * weight).sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.weight, weight.sum(), rtol=1e-6)
+
+
+def test_grey_levels_normalised_on_the_device_are_the_hosts_patches(strict_dtypes):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 28, 56, 3), dtype=np.uint8)
+    ours = jax.jit(normalize)(patchify_levels(frames))
+    np.testing.assert_allclose(ours, patchify(frames)[0], atol=1e-6)
 
 
 def test_nothing_to_learn_gives_zero_loss_and_no_nan():

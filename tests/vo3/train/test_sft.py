@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import vo3.models
 from configs import clueworld, debug
 from vo3.clueworld.config import model_config
+from vo3.models import hf_io
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.train import sft
 from vo3.train.config import ConfigError, override
@@ -68,6 +70,16 @@ def test_the_next_stage_starts_from_the_last_one(whole, tmp_path):
     )
     config = short_form(init_from=str(workdir), rate=0.0, adam_rate=0.0)
     assert_same(result.params, sft.train(config, tmp_path, stop_after=1).params)
+
+
+def test_a_runs_workdir_converts_to_a_directory_that_loads(whole, tmp_path):
+    from vo3 import cli
+
+    result, workdir = whole
+    assert cli.main(["convert", str(workdir), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    loaded = vo3.models.load(tmp_path / "hf")
+    assert_same(result.params, hf_io.flatten(nnx.state(loaded)))
+    assert loaded.tokenizer is not None
 
 
 def test_a_stage_without_its_predecessor_says_so(tmp_path):
