@@ -16,15 +16,17 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
 # Before anything imports jax: no chip of this machine is wanted, and libtpu must not look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+if __name__ == "__main__":
+    # Else libtpu complains at length that this machine is no TPU worker.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
 
 import jax
 import ml_collections
@@ -54,7 +56,7 @@ TOKENS_PER_TRAJECTORY = 18_000
 EFFICIENCY = 0.6
 
 # Published architectures by directory name, so that a step can be compiled before a checkpoint is there.
-PUBLISHED: Mapping[str, Qwen2_5_VLConfig] = {
+PUBLISHED: dict[str, Qwen2_5_VLConfig] = {
     "Qwen2.5-VL-7B-Instruct": Qwen2_5_VLConfig(
         text=TextConfig(152_064, 3584, 18_944, 28, 28, 4),
         vision=VisionConfig(32, 1280, 3420, 16, 3584),
@@ -95,7 +97,8 @@ class Report:
       model_flops: 6 per weight and token, all devices.
       collectives: by kind, empty where the compiler left no text.
       square: buffers of L x L or L x V.
-      micro_batches: of an average step.
+      unknown_loops: loops whose trips were not found; what they send counts once.
+      micro_batches, trajectories: of an average step.
       compile_seconds: of this compilation.
     """
 
@@ -114,6 +117,7 @@ class Report:
     collectives: tuple[hlo.Collective, ...]
     largest: tuple[tuple[float, str, str], ...]
     square: tuple[str, ...]
+    unknown_loops: tuple[str, ...]
     micro_batches: int
     trajectories: int
     compile_seconds: float
@@ -318,12 +322,13 @@ def check(
         square=tuple(
             hlo.square_buffers(
                 program,
-                rows=length // context,
-                columns=min(length, model.text.vocab_size // tensor),
+                length=length // context,
+                vocabulary=(model.text.vocab_size, model.text.vocab_size // tensor),
             )
         )
         if program
         else (),
+        unknown_loops=program.unknown_loops if program else (),
         micro_batches=micro_batches,
         trajectories=trajectories,
         compile_seconds=time.monotonic() - begin,
@@ -382,6 +387,8 @@ def render(report: Report) -> str:
         f"usable on {chip.name}": chip.hbm_bytes,
     }
     lines += [f"  {name:<28}{size / GIB:8.2f}" for name, size in parts.items()]
+    if report.unknown_loops:
+        lines += [f"loops counted once, their trips are unknown: {', '.join(report.unknown_loops)}"]
     lines += ["", "largest buffers"]
     lines += [
         f"  {size / GIB:8.2f} GiB  {shape}  {opcode}" for size, shape, opcode in report.largest

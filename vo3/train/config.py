@@ -196,7 +196,6 @@ def override(config: ml_collections.ConfigDict, **changes: Any) -> ml_collection
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """A `flags_parser` for `absl.app.run`: unknown `--config.` overrides end in one line and exit code 2."""
     from absl import app
-    from ml_collections.config_flags import config_flags
 
     path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), None)
     names = [m.group(1) for a in argv[1:] if (m := re.match(r"--?(?:no)?config\.([\w.]+)", a))]
@@ -206,7 +205,6 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         except ConfigError as error:
             print(f"{argv[0]}: {error}", file=sys.stderr)
             sys.exit(2)
-    del config_flags  # the caller defines the flag with it; here it must only be importable
     return app.parse_flags_with_usage(list(argv))
 
 
@@ -397,12 +395,6 @@ def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:
     if c.init_vision and c.init_from not in ("model", "random"):
         yield f"init_vision and init_from={c.init_from!r} both give the vision tower; drop one"
     context = max(c.mesh.context, 1)
-    if c.data.tokens_per_row % c.data.length_multiple and c.data.source != "clueworld":
-        whole = c.data.tokens_per_row // c.data.length_multiple * c.data.length_multiple
-        if whole == 0:
-            yield (
-                f"data.tokens_per_row={c.data.tokens_per_row} is below data.length_multiple={c.data.length_multiple}"
-            )
     if context > 1 and c.data.length_multiple % context:
         yield (
             f"data.length_multiple={c.data.length_multiple} cannot be split over mesh.context={context}; "

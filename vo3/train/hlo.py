@@ -333,15 +333,21 @@ def _mesh_groups(mesh: str, axes: str) -> list[tuple[int, ...]]:
 # ---------------------------------------------------------------- buffers
 
 
-def square_buffers(program: Program, *, rows: int, columns: int) -> list[str]:
-    """Arrays with one axis of at least `rows` and another of at least `columns`: a mask, scores, or all logits at once."""
-    low, high = sorted((rows, columns))
+def square_buffers(program: Program, *, length: int, vocabulary: Sequence[int] = ()) -> list[str]:
+    """Arrays with two axes of at least `length`, or one of them and one of `vocabulary`'s sizes: a mask, scores, or all logits at once.
+
+    Args:
+      length: tokens of a row on one device.
+      vocabulary: its size, and its size on one device.
+    """
     found = set()
     for instructions in program.computations.values():
         for i in instructions:
             for shape in i.shapes:
-                first, *others = sorted(shape.sizes, reverse=True)[:2] or [0]
-                if first >= high and others and others[0] >= low:
+                long = sum(size >= length for size in shape.sizes)
+                words = any(size in vocabulary for size in shape.sizes)
+                rest = sum(size >= length and size not in vocabulary for size in shape.sizes)
+                if long > 1 or (words and rest):
                     found.add(f"{shape.dtype}[{','.join(map(str, shape.sizes))}]")
     return sorted(found)
 
