@@ -94,7 +94,7 @@ class LoaderCounts:
       failures: by kind.
       restarts: times the workers were started again because one had died.
       waited: seconds that the caller waited for micro-batches.
-      cache: sums of the clip cache's counts over the workers, by name.
+      cache: sums of the caches' counts over the workers, by name; those of the feature cache begin with features_.
     """
 
     trajectories: int = 0

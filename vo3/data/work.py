@@ -133,8 +133,14 @@ class Work:
         return self.plan.step(self.start_step + at), number - begin
 
     def _cache_counts(self) -> dict[str, int]:
-        cache = self.reader.clip_cache
-        return dataclasses.asdict(cache.counts) if cache is not None else {}
+        counts = {}
+        for prefix, cache in (
+            ("", self.reader.clip_cache),
+            ("features_", self.reader.feature_cache),
+        ):
+            if cache is not None:
+                counts |= {prefix + k: n for k, n in dataclasses.asdict(cache.counts).items()}
+        return counts
 
 
 @dataclasses.dataclass(frozen=True)

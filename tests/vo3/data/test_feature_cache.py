@@ -38,6 +38,10 @@ def rows_of(source, feature_cache=None):
     )  # fmt: skip
     with loader:
         (batch,) = next(loader).micro_batches
+    if feature_cache is not None:
+        counts = loader.counts.cache
+        assert counts["features_hits"] + counts["features_misses"] == 5
+        assert counts["features_misses"] == len(batch.rows.missing)
     return batch.rows
 
 
