@@ -11,6 +11,7 @@ from data_prep.models.openai import read_key
 
 # An upload is processed before it can be asked about.
 _POLL = 2.0  # seconds
+_TRANSPORTS = ("aiohttp", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 class GeminiClient(Client):
@@ -65,7 +66,11 @@ class GeminiClient(Client):
             )
         except errors.APIError as error:
             raise self._failed(error) from None
-        except (OSError, ConnectionError) as error:
+        except Exception as error:
+            # The service's client sits on aiohttp or httpx, whichever is installed; both have errors of their own.
+            transport = type(error).__module__.split(".")[0] in _TRANSPORTS
+            if not transport and not isinstance(error, OSError):
+                raise
             raise ModelError("server", self._clean(f"{type(error).__name__}: {error}")) from None
         return self._reply(reply)
 

@@ -111,17 +111,16 @@ class OracleClient(Client):
             "caption": self._caption,
             "material": self._material,
             "equivalent": self._equivalent,
-        }[request.stage](case, request)
+        }[request.stage](case, request, key)
         text = self._written(answer, key)
         words = len(request.system) + len(request.text)
         frames = 64 if request.media is not None else 0
         return RawReply(text, words // 4 + frames, len(text) // 4, False, "clueworld-oracle")
 
-    def _errs(self, request: Request) -> bool:
-        chance = draw("error", self.settings.seed, request.content())
-        return chance < self.settings.error_rate
+    def _errs(self, key: str) -> bool:
+        return draw("error", self.settings.seed, key) < self.settings.error_rate
 
-    def _localise(self, case: clueworld.Case, request: Request) -> Any:
+    def _localise(self, case: clueworld.Case, request: Request, key: str) -> Any:
         detail = "high" if case.needs else "low"
         if not case.shows:  # a card that is not there: all of the video says so
             whole = [[0.0, case.triplet.info.duration]]
@@ -131,7 +130,7 @@ class OracleClient(Client):
             windows = [_elsewhere(case)]
         return {"clues": _clues(windows), "detail": detail}
 
-    def _verify(self, case: clueworld.Case, request: Request) -> Any:
+    def _verify(self, case: clueworld.Case, request: Request, key: str) -> Any:
         windows = request.inputs["windows"] or [[0.0, case.triplet.info.duration]]
         close = bool(request.inputs["windows"])
         visible = {
@@ -140,13 +139,13 @@ class OracleClient(Client):
             if any(min(c.end, b) - max(c.start, a) > 0.25 for a, b in windows)
         }
         right = self._seen_answer(case, visible, close)
-        if self._errs(request):
+        if self._errs(key):
             right = None
         if right is None:
-            if draw("guess", self.settings.seed, request.content()) >= self.settings.guess:
+            if draw("guess", self.settings.seed, key) >= self.settings.guess:
                 return {"seen": "nothing that decides it", "answer": "unknown"}
             choices = list(case.triplet.options or {str(n): "" for n in range(10)})
-            pick = draw("pick", self.settings.seed, request.content())
+            pick = draw("pick", self.settings.seed, key)
             return {"seen": "a guess", "answer": choices[int(pick * len(choices))]}
         return {"seen": case.said, "answer": right}
 
@@ -171,13 +170,13 @@ class OracleClient(Client):
             return words
         return next((k for k, text in case.triplet.options.items() if text == words), None)
 
-    def _ground(self, case: clueworld.Case, request: Request) -> Any:
-        if self._errs(request):
+    def _ground(self, case: clueworld.Case, request: Request, key: str) -> Any:
+        if self._errs(key):
             return {"segment": None}
         sight = clueworld.seen(case.world, case.shows)[0]
         return {"segment": [clock_text(sight.start), clock_text(sight.end)]}
 
-    def _generate(self, case: clueworld.Case, request: Request) -> Any:
+    def _generate(self, case: clueworld.Case, request: Request, key: str) -> Any:
         world, name = case.world, case.triplet.id
         overview = observe(world, 0, policy=crop_policy())
         listed = f"cards: {tasks.listed(world, overview)}."
@@ -230,23 +229,23 @@ class OracleClient(Client):
                  f"it is back at {at:.1f}s.", f"see {clock_text(at)}-{clock_text(at + 4)} too.")  # fmt: skip
         return self._pick(forms, "times", case.triplet.id)
 
-    def _judge(self, case: clueworld.Case, request: Request) -> Any:
+    def _judge(self, case: clueworld.Case, request: Request, key: str) -> Any:
         """Knows what it planted, and is wrong about it at the set rate."""
         faults = [f for f in FAULTS if f != "window" and self.planted(f, case.triplet.id)]
         valid = not faults
-        if self._errs(request):
+        if self._errs(key):
             valid = not valid
         said = "every step rests on what is seen" if valid else f"unsound: {', '.join(faults)}"
         return {"analysis": said, "is_valid": valid}
 
-    def _caption(self, case: clueworld.Case, request: Request) -> Any:
+    def _caption(self, case: clueworld.Case, request: Request, key: str) -> Any:
         sights = clueworld.seen(case.world)
         texts = [f"a {s.card.color} card with the digit {s.card.digit}" for s in sights]
         pairs = [[clock_text(s.start), clock_text(s.end)] for s in sights]
         rows = [{"timestamp": p, "text": t} for p, t in zip(pairs, texts, strict=True)]
         return {"captions": rows}
 
-    def _material(self, case: clueworld.Case, request: Request) -> Any:
+    def _material(self, case: clueworld.Case, request: Request, key: str) -> Any:
         questions = []
         for sight in clueworld.seen(case.world)[: request.inputs["count"]]:
             question = tasks.digit_question(sight.card)
@@ -263,7 +262,7 @@ class OracleClient(Client):
             )
         return {"questions": questions}
 
-    def _equivalent(self, case: clueworld.Case, request: Request) -> Any:
+    def _equivalent(self, case: clueworld.Case, request: Request, key: str) -> Any:
         known, given = request.inputs["known"], request.inputs["given"]
         return {"same": known.strip().lower() == given.strip().lower()}
 
