@@ -81,6 +81,8 @@ def test_it_is_found_from_folders_above_and_travels(data_dir):
     assert isinstance(source, TfdsSource)
     same = [data_dir / "seeker_173k", data_dir / "seeker_173k" / "1.0.0"]
     assert {open_source(path).fingerprint for path in same} == {source.fingerprint}
+    (same[1] / "lengths-0.npz").write_bytes(b"kept beside the shards")
+    assert open_source(same[1]).fingerprint == source.fingerprint
     again = pickle.loads(pickle.dumps(source))
     assert again[2] == source[2] and again.fingerprint == source.fingerprint
     half = TfdsSource(data_dir, split="train[:3]")

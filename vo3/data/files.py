@@ -98,10 +98,14 @@ def find_files(path: epath.PathLike | Sequence[epath.PathLike]) -> list[epath.Pa
             raise FileNotFoundError("an empty list of annotation files")
         return [file for one in path for file in find_files(one)]
     path = epath.Path(path)
-    if "*" in path.name:
-        found = sorted(path.parent.glob(path.name))
-    elif path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if "*" in path.name or path.is_dir():
+        several = path.parent.glob(path.name) if "*" in path.name else path.iterdir()
+        # A run's rejects, written into the folder of its rows, are none.
+        found = sorted(
+            file
+            for file in several
+            if file.suffix in SUFFIXES and not file.stem.endswith("rejects")
+        )
     else:
         if not path.exists():
             raise FileNotFoundError(

@@ -15,6 +15,7 @@ import json
 import logging
 import multiprocessing
 import os
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -180,12 +181,15 @@ def measure(
     Raises:
       OSError: the source itself cannot be read any more.
     """
+    chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
+    tell = _Seldom(progress)
+    # A process takes seconds to start: not for one chunk.
+    workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
     with _Pool(workers, source, tokenizer, timeout_s) as pool:
-        chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
         texts: list[_Text | RowError] = []
         for part in pool.map(_texts, chunks):
             texts += part
-            progress(f"rows read: {len(texts)} of {len(source)}")
+            tell("rows read", len(texts), len(source))
         videos = list(
             dict.fromkeys(
                 (ref.video, ref.frame_fps)
@@ -199,7 +203,7 @@ def measure(
         parts = [videos[i : i + 16] for i in range(0, len(videos), 16)]
         for names, found in zip(parts, pool.map(_probe, parts), strict=True):
             shapes |= dict(zip(names, found, strict=True))
-            progress(f"videos opened: {len(shapes)} of {len(videos)}")
+            tell("videos opened", len(shapes), len(videos))
     rejects = Rejects(len(texts))
     tokens, patches = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int32)
     for index, text in enumerate(texts):
@@ -300,6 +304,18 @@ def _check_window(id_: str, i: int, ref: ClipRef, shape: VideoShape, policy: Cro
             else f"covers {inside:.2f} s of its video; the least is {policy.min_seconds:g} s"
         )
         raise RowError(id_, "window", f"video {i}: the window [{start:g}, {end:g}] {why}")
+
+
+class _Seldom:
+    """Progress, at most one line in ten seconds and one at the end."""
+
+    def __init__(self, progress: Callable[[str], None]):
+        self._progress, self._last = progress, time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if done == total or time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            self._progress(f"{what}: {done} of {total}")
 
 
 # ---- processes

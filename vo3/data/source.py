@@ -100,7 +100,9 @@ class TfdsSource:
         self._path, self._split = os.fspath(folder), split
         self._videos = None if videos is None else os.fspath(videos)
         self._open()
-        files = sorted((file.name, file.stat().length) for file in folder.iterdir())
+        # Not every file: lengths may be kept beside them.
+        shards = folder.glob("*.array_record*")
+        files = sorted((file.name, file.stat().length) for file in shards)
         info = (folder / "dataset_info.json").read_text()
         self.fingerprint = _hash(_READER, info, files, split, self._videos)
 

@@ -63,7 +63,7 @@ class RowFeed:
         if len(rejects):
             logging.warning(
                 "%d of %d rows are left out (%s); reasons: %s",
-                len(rejects), len(lengths), rejects.by_rule, self._workdir / "rejects.jsonl",
+                len(rejects), len(lengths), rejects.by_rule(), self._workdir / "rejects.jsonl",
             )  # fmt: skip
         rejects.check(data.reject_limit, where=str(self._workdir / "rejects.jsonl"))
         self._rows = data.rows_per_device * sharding.row_ways(mesh)

@@ -126,6 +126,7 @@ def test_several_files_are_one_after_the_other(tmp_path):
     write_jsonl(tmp_path / "b.jsonl", ROWS[1:])
     (tmp_path / "a.json").write_text(json.dumps(ROWS[:1]))
     (tmp_path / "notes.txt").write_text("not rows")
+    (tmp_path / "rejects.jsonl").write_text('{"id": "x"}')
     (tmp_path / "empty.jsonl").write_text("")
     rows = RowFiles(tmp_path)
     assert list(rows) == ROWS
