@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 
 import av
 import numpy as np
@@ -58,6 +60,15 @@ def random_model(tokenizer, **dtypes) -> Qwen2_5_VL:
     kernel = model.unembedding.kernel
     kernel[...] = kernel[...].at[:, -len(SPECIALS) :].set(0)
     return model
+
+
+def write_checkpoint(folder: pathlib.Path) -> pathlib.Path:
+    """A Hugging Face directory of `random_model` with its tokenizer and `CROP`."""
+    tokenizer = byte_tokenizer()
+    random_model(tokenizer).save_hf(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "vo3.json").write_text(json.dumps({"crop_policy": CROP.to_json()}))
+    return folder
 
 
 CROP = CropPolicy(
