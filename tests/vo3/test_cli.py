@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import rollout_fakes as fakes
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import vo3
 from vo3 import cli
@@ -22,12 +23,7 @@ from vo3.trajectory import Trajectory
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> pathlib.Path:
     """A Hugging Face directory of a random tiny model with a byte tokenizer and small quotas."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    tokenizer = fakes.byte_tokenizer()
-    fakes.random_model(tokenizer).save_hf(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "vo3.json").write_text(json.dumps({"crop_policy": fakes.CROP.to_json()}))
-    return folder
+    return fakes.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="session")
@@ -233,9 +229,39 @@ def test_a_question_longer_than_the_context(checkpoint, mp4, capsys):
     assert "shorten the question" in capsys.readouterr().err
 
 
+def _change(name: str, change) -> Callable[[pathlib.Path], None]:
+    """Rewrites the weights with one tensor changed, removed (None) or added."""
+
+    def damage(folder: pathlib.Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        changed = change(tensors.pop(name, None))
+        save_file(
+            tensors | ({} if changed is None else {name: changed}), folder / "model.safetensors"
+        )
+
+    return damage
+
+
+def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The same weights in several files."""
+    vo3.models.load(folder).save_hf(folder / "again", max_shard_bytes=100_000)
+    (folder / "model.safetensors").unlink()
+    files = [shutil.move(file, folder) for file in (folder / "again").glob("model*")]
+    assert len(files) > 3
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+_NORM = "model.norm.weight"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_change(_NORM, lambda x: None), f"lacks 1 tensors: {_NORM}"),
+        (_change(_NORM, lambda x: x[:-1]), f"1 tensors of the wrong shape: {_NORM} is"),
+        (_change("model.extra", lambda _: np.zeros(3, np.float32)), "no place for: model.extra"),
+        (lambda d: os.truncate(_shards(d)[1], 5000), "model-00002-of-"),
+        (lambda d: _shards(d)[1].unlink(), "model-00002-of-"),
         (lambda d: (d / "config.json").unlink(), "config.json"),
         (lambda d: (d / "config.json").write_text("{"), "config.json"),
         (lambda d: (d / "model.safetensors").unlink(), "safetensors"),
