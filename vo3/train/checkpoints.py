@@ -190,7 +190,11 @@ class Checkpoints:
             if path.exists():
                 return checkpointer.restore(path, shapes)
             params = make()
-            checkpointer.save(path, params)
+            try:
+                checkpointer.save(path, params)
+                checkpointer.wait_until_finished()
+            except Exception as error:
+                raise self._unwritten(0, error) from error
         return params
 
     def _unwritten(self, step: int, error: Exception) -> CheckpointError:
