@@ -25,7 +25,6 @@ from data_prep.keys import content_key, draw
 from data_prep.models.base import Client, ModelError, RawReply, Request
 from data_prep.sources import clueworld
 from vo3.clueworld import tasks
-from vo3.clueworld.views import crop_policy, observe
 
 FAULTS = ("window", "times", "audio", "circular", "slip")
 
@@ -177,26 +176,13 @@ class OracleClient(Client):
         return {"segment": [clock_text(sight.start), clock_text(sight.end)]}
 
     def _generate(self, case: clueworld.Case, request: Request, key: str) -> Any:
-        world, name = case.world, case.triplet.id
-        overview = observe(world, 0, policy=crop_policy())
-        listed = f"cards: {tasks.listed(world, overview)}."
-        said, answer = case.said, case.triplet.answer
-        if case.triplet.options:
-            true = case.triplet.options[answer]
-            marks = (
-                f"{k} {v} {'yes' if v == true else 'no'}" for k, v in case.triplet.options.items()
-            )
-            said = f"{said} {', '.join(marks)}."
-        turns: list[dict[str, Any]] = []
-        for start, end in request.inputs["windows"] if request.inputs["tool"] else ():
-            color = _color_at(case, start, end)
-            turns.append(
-                {
-                    "think": f"{listed} look at {color}:{start:g}-{end:g}.",
-                    "grounding": [start, end],
-                }
-            )
-        last = said if turns else f"{listed} {said}"
+        name, answer = case.triplet.id, case.triplet.answer
+        windows = request.inputs["windows"] if request.inputs["tool"] else ()
+        *looks, last = clueworld.thinks(case, windows)
+        turns: list[dict[str, Any]] = [
+            {"think": think, "grounding": list(window)}
+            for think, window in zip(looks, windows, strict=True)
+        ]
         if self.planted("times", name):
             last = f"{last} {self._cited(case, request, bool(turns))}"
         if self.planted("audio", name):
@@ -295,15 +281,6 @@ def _true_words(case: clueworld.Case) -> str:
 
 def _clues(windows: list[list[float]]) -> list[dict[str, Any]]:
     return [{"timestamp": [clock_text(a), clock_text(b)], "text": "a card"} for a, b in windows]
-
-
-def _color_at(case: clueworld.Case, start: float, end: float) -> str:
-    """The colour of the card that most of the window shows."""
-
-    def shown(card: Any) -> float:
-        return min(card.end, end) - max(card.start, start)
-
-    return max(case.world.cards, key=shown).color
 
 
 def _elsewhere(case: clueworld.Case) -> list[float]:

@@ -14,10 +14,12 @@ import numpy as np
 
 from data_prep.keys import draw
 from data_prep.schema import Triplet, VideoInfo
+from vo3.chat import PromptPack
 from vo3.clueworld import tasks
 from vo3.clueworld.views import Sighting, crop_policy, observe, sightings
 from vo3.clueworld.world import COLORS, FPS, HEIGHT, WIDTH, Card, World, make_world
 from vo3.trajectory import Clue, Target, Task
+from vo3.viewer.story import think_of
 
 SOURCE = "clueworld"
 KINDS = ("digit", "overview", "pair", "grounding")
@@ -37,6 +39,7 @@ class Case:
       needs: the cards that must be read closely; empty when the coarse view does.
       shows: the cards that the answer rests on.
       asked: the name of an overview question ("count", "exists", ...), else `kind`.
+      question: as the world's tasks have it; None for grounding.
     """
 
     triplet: Triplet
@@ -46,6 +49,7 @@ class Case:
     needs: tuple[Card, ...]
     shows: tuple[Card, ...]
     asked: str
+    question: tasks.Question | None = None
 
     @property
     def task(self) -> Task:
@@ -157,7 +161,7 @@ def case(name: str) -> Case:
         id=name, video=video, question=task.question, answer=task.target.answer,
         options=task.options, source=SOURCE, info=info,
     )  # fmt: skip
-    return Case(triplet, world, kind, question.said, needs, shows, asked)
+    return Case(triplet, world, kind, question.said, needs, shows, asked, question)
 
 
 def _pair(world: World, rng: np.random.Generator) -> tuple[tasks.Question, tuple[Card, ...]]:
@@ -173,6 +177,25 @@ def _pair(world: World, rng: np.random.Generator) -> tuple[tasks.Question, tuple
         said=f"{said}. that makes {total}.",
     )
     return question, cards
+
+
+def thinks(one: Case, windows: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """The true think texts: those of the world's own trajectory where it has one, else ours; one a look and one for the answer."""
+    if one.kind in ("digit", "overview"):
+        target = dataclasses.replace(one.task.target, answer=one.triplet.answer)
+        truth = tasks.make_trajectory(
+            one.world, one.question, dataclasses.replace(one.task, target=target),
+            pack=PromptPack.load("clueworld"), policy=crop_policy(),
+        )  # fmt: skip
+        found = [think_of(turn) for turn in truth.turns if turn.role == "assistant"]
+        if len(found) == len(windows) + 1:
+            return tuple(found)
+    listed = ", ".join(f"{s.card.color}:{s.start}-{s.end}" for s in seen(one.world))
+    looks = tuple(f"cards: {listed}. look at {a:g}-{b:g}." for a, b in windows)
+    said = one.said
+    if one.triplet.options:
+        said = f"{said} that is {one.triplet.answer}."
+    return (*looks, said if looks else f"cards: {listed}. {said}")
 
 
 def seen(world: World, cards: Sequence[Card] | None = None) -> list[Sighting]:

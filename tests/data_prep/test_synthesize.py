@@ -63,12 +63,9 @@ def test_rows_equal_the_ground_truth_trajectories_turn_by_turn(sound):
         case = clueworld.case(row.task.id.removeprefix("clueworld/"))
         if case.kind not in ("digit", "overview"):
             continue
-        question = tasks.Question(
-            case.triplet.question,
-            case.triplet.answer if not case.task.options else case.task.options[case.triplet.answer],
-            (), case.said, card=case.needs[0] if case.needs else None,
-        )  # fmt: skip
-        truth = tasks.make_trajectory(case.world, question, case.task, pack=pack, policy=policy)
+        truth = tasks.make_trajectory(
+            case.world, case.question, case.task, pack=pack, policy=policy
+        )
         assert row.turns == truth.turns
         compared += 1
     assert compared == 20
