@@ -62,19 +62,23 @@ for ((i = 0; i < COUNT; i++)); do
 done
 
 code=0
-left=$COUNT
-while ((left)); do
-  # A trapped signal ends wait early, with a status above 128, while all processes are still there.
-  status=0
-  wait -n "${PIDS[@]}" || status=$?
-  alive=0
-  for pid in "${PIDS[@]}"; do if kill -0 "$pid" 2>/dev/null; then alive=$((alive + 1)); fi; done
-  if ((alive == left)); then continue; fi
-  left=$alive
-  if ((status && !code)); then
-    code=$status
-    say "a process ended with code $status; ending the other $left"
-    stop
-  fi
+left=("${PIDS[@]}")
+while ((${#left[@]})); do
+  sleep 0.2 || true
+  alive=()
+  for pid in "${left[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      alive+=("$pid")
+      continue
+    fi
+    status=0
+    wait "$pid" || status=$?
+    if ((status && !code)); then
+      code=$status
+      say "a process ended with code $status; ending the others"
+      stop
+    fi
+  done
+  left=("${alive[@]}")
 done
 exit "$code"
