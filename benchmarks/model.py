@@ -31,12 +31,13 @@ import vo3.models
 from pallas_kernels import Visibility
 from vo3.chat.positions import mrope_positions
 from vo3.models.qwen2_5_vl import (
-    KVCache,
     Qwen2_5_VL,
     Qwen2_5_VLConfig,
     stack_vision_inputs,
     vision_inputs,
 )
+from vo3.rollout.programs import Programs
+from vo3.rollout.sampler import Drawn, Knobs, Sampling
 
 # The embedded model's size: vision 3 blocks of 96, decoder 4 layers of 128.
 CONFIG = Qwen2_5_VLConfig.tiny(
@@ -191,46 +192,35 @@ def their_train(model, rows: Rows) -> Callable[[], float]:
 
 
 def our_generate(model: Qwen2_5_VL, rows: Rows, tokens: int) -> Callable[[], list[int]]:
-    graph, params = nnx.split(model)
+    """The rollout engine's programs in the order in which its sessions call them."""
+    programs = Programs(model)
     length = rows.ids.shape[1]
     capacity = -(-(length + tokens) // 64) * 64
-    grids = rows.grids
-    inputs = jax.tree.map(jnp.asarray, vision_inputs(grids, CONFIG.vision))
-    visibility = jax.tree.map(lambda f: jnp.asarray(f)[None], Visibility.causal(length))
-    place = int(rows.positions.max()) + 1
-
-    @jax.jit
-    def prefill(params, pixels, ids, positions, index):
-        built = nnx.merge(graph, params)
-        cache = KVCache.empty(CONFIG.text, 1, capacity)
-        out = built(
-            ids,
-            positions,
-            visibility,
-            features=built.encode_vision(pixels, inputs),
-            feature_index=index,
-            cache=cache,
-            logits="last",
-        )
-        return out.cache, jnp.argmax(out.logits, axis=-1).astype(jnp.int32), jnp.int32(place)
-
-    @functools.partial(jax.jit, donate_argnums=(1,))
-    def decode(params, cache, token, position):
-        built = nnx.merge(graph, params)
-        zero = jnp.zeros((1, 1), jnp.int32)
-        seen = Visibility(cache.length[:, None], zero, zero + 1, zero, zero)
-        where = jnp.full((3, 1, 1), position)
-        out = built(token[:, None], where, seen, cache=cache, logits="last")
-        return out.cache, jnp.argmax(out.logits, axis=-1).astype(jnp.int32), position + 1
+    inputs = vision_inputs(rows.grids, CONFIG.vision)
+    one = np.ones(1, np.int32)
+    first = Drawn(
+        token=one,
+        logprob=one.astype(np.float32),
+        position=one * (int(rows.positions.max()) + 1),
+        count=one - 1,
+        seed=one.astype(np.uint32),
+        active=one > 0,
+    )
+    knobs = Knobs.of(Sampling())
+    own = np.where(rows.index >= 0, np.arange(length, dtype=np.int32), np.int32(-1))
 
     def run() -> list[int]:
-        cache, token, position = prefill(
-            params, rows.patches[0], rows.ids, rows.positions, rows.index
+        features = programs.encode(rows.patches[0], inputs)
+        shown = programs.place(programs.blank(length), features, rows.index[0])
+        cache, logits = programs.prefill(
+            programs.empty(1, capacity), rows.ids, rows.positions, one * length, shown, own
         )
-        out = [int(token[0])]
+        drawn = programs.start(logits, first, knobs, method="greedy")
+        out: list[int] = []
         while len(out) < tokens:
-            cache, token, position = decode(params, cache, token, position)
-            out.append(int(token[0]))
+            cache, following = programs.decode(cache, drawn, knobs, method="greedy")
+            out.append(int(np.asarray(drawn.token)[0]))
+            drawn = following
         return out
 
     return run

@@ -50,8 +50,7 @@ class Programs:
         self.dtype = model.dtype
         self._mesh = model.decoder.mesh
         self.compiled: collections.Counter[tuple] = collections.Counter()
-        self._graph, state = nnx.split(model)
-        self._weights, self._tree = jax.tree.flatten(state)
+        self._weights = _Weights.of(model)
         place = None if self._mesh is None else _Places.of(self.config.text, self._mesh)
         self._places = place
         cache, whole = (place.cache, place.whole) if place else (None, None)
@@ -77,9 +76,8 @@ class Programs:
 
     def update(self, model: Qwen2_5_VL) -> None:
         """Uses the parameters of `model`, of the same architecture, from now on."""
-        _, state = nnx.split(model)
-        weights, tree = jax.tree.flatten(state)
-        if tree != self._tree or [x.shape for x in weights] != [x.shape for x in self._weights]:
+        weights = _Weights.of(model)
+        if weights.shapes != self._weights.shapes:
             raise ValueError("the new parameters are of another architecture; make a new engine")
         self._weights = weights
 
@@ -87,7 +85,7 @@ class Programs:
         self, patches: Float[np.ndarray, "P C"], inputs: VisionInputs
     ) -> Float[Array, "M D"]:
         """Vision features of a padded row of patches."""
-        return self._encode(self._weights, patches, inputs)
+        return self._encode(self._weights.leaves, patches, inputs)
 
     def place(
         self, rows: Float[Array, "L D"], features: Float[Array, "M D"], index: Int[np.ndarray, "L"]
@@ -109,7 +107,7 @@ class Programs:
         index: Int[np.ndarray, "B L"],
     ) -> tuple[KVCache, Float[Array, "B V"]]:
         """Appends the first `valid` tokens of each row; logits of the last of them. `cache` is donated."""
-        return self._prefill(self._weights, cache, ids, positions, valid, rows, index)
+        return self._prefill(self._weights.leaves, cache, ids, positions, valid, rows, index)
 
     def start(
         self, logits: Float[Array, "B V"], drawn: Drawn, knobs: Knobs, *, method: Method
@@ -121,7 +119,7 @@ class Programs:
         self, cache: KVCache, drawn: Drawn, knobs: Knobs, *, method: Method
     ) -> tuple[KVCache, Drawn]:
         """Appends `drawn.token` to the cache (donated) and draws the next."""
-        return self._decode(self._weights, cache, drawn, knobs, method=method)
+        return self._decode(self._weights.leaves, cache, drawn, knobs, method=method)
 
     def empty(self, batch: int, capacity: int) -> KVCache:
         """An unwritten cache, its heads over the devices that hold the model's."""
@@ -165,12 +163,9 @@ class Programs:
         rows = jnp.zeros((tokens, self.config.text.hidden_size), self.dtype)
         return jax.device_put(rows, self._places.whole) if self._places else rows
 
-    def _model(self, weights: Sequence[Array]) -> Qwen2_5_VL:
-        return nnx.merge(self._graph, jax.tree.unflatten(self._tree, weights))
-
     def _encode_body(self, weights, patches, inputs):
         self._note("encode", patches.shape[0])
-        return self._model(weights).encode_vision(patches, inputs)
+        return self._weights.model(weights).encode_vision(patches, inputs)
 
     def _place_body(self, rows, features, index):
         self._note("place", features.shape[0], rows.shape[0])
@@ -182,7 +177,7 @@ class Programs:
         self._note("prefill", batch, tokens, cache.capacity)
         step = jnp.arange(tokens, dtype=jnp.int32)[None]
         seen = _document(cache.length[:, None] + step, step < valid[:, None])
-        model = self._model(weights)
+        model = self._weights.model(weights)
         out = model(
             ids, positions, seen, features=rows, feature_index=index, cache=cache, logits="last"
         )
@@ -197,7 +192,9 @@ class Programs:
         self._note("decode", cache.batch, cache.capacity, method)
         positions = jnp.broadcast_to(drawn.position[None, :, None], (3, cache.batch, 1))
         seen = _document(cache.length[:, None], drawn.active[:, None])
-        out = self._model(weights)(drawn.token[:, None], positions, seen, cache=cache, logits="all")
+        out = self._weights.model(weights)(
+            drawn.token[:, None], positions, seen, cache=cache, logits="all"
+        )
         count = drawn.count + 1
         token, logprob = draw(out.logits[:, 0], drawn.seed, count, knobs, method=method)
         return out.cache, Drawn(token, logprob, drawn.position + 1, count, drawn.seed, drawn.active)
@@ -205,6 +202,53 @@ class Programs:
     def _resize_body(self, cache, *, capacity):
         self._note("resize", cache.batch, cache.capacity, capacity)
         return cache.grow(capacity)
+
+
+# Bytes of a decoder's layers up to which their weights are kept one array per layer, too.
+_SPLIT_BYTES = 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """A model's parameters as programs take them.
+
+    XLA on CPU copies a layer's slice of the stacked weights before it multiplies by it: for every token all weights are written once
+    more, which takes half of a small model's time. So on CPU a small model's decoder goes in as one array per layer. A stack of them
+    whose slices alone are used costs nothing in a compiled program.
+
+    Attributes:
+      graph, tree: structure of the model.
+      leaves: arrays; a tuple of one per layer where they are split.
+    """
+
+    graph: nnx.GraphDef
+    tree: jax.tree_util.PyTreeDef
+    leaves: list[Array | tuple[Array, ...]]
+
+    @classmethod
+    def of(cls, model: Qwen2_5_VL) -> _Weights:
+        graph, state = nnx.split(model)
+        leaves, tree = jax.tree.flatten(state)
+        sizes = jax.tree.leaves(nnx.state(model.decoder.layers))
+        small = sum(x.nbytes for x in sizes) <= _SPLIT_BYTES
+        if jax.default_backend() == "cpu" and model.decoder.mesh is None and small:
+            paths = [path for path, _ in jax.tree.leaves_with_path(state)]
+            stacked = [[key.key for key in path[:2]] == ["decoder", "layers"] for path in paths]
+            leaves = [tuple(x) if s else x for x, s in zip(leaves, stacked, strict=True)]
+        return cls(graph, tree, leaves)
+
+    @property
+    def shapes(self) -> tuple:
+        """What must not change for compiled programs to fit."""
+        return self.tree, [x.shape for x in jax.tree.leaves(self.leaves)]
+
+    def model(self, leaves: Sequence[Array | tuple[Array, ...]]) -> Qwen2_5_VL:
+        """The model with the (traced) `leaves` as parameters."""
+        whole = [jnp.stack(x) if isinstance(x, tuple) else x for x in leaves]
+        model = nnx.merge(self.graph, jax.tree.unflatten(self.tree, whole))
+        if any(isinstance(x, tuple) for x in leaves):
+            model.decoder.unroll = model.decoder.config.num_hidden_layers
+        return model
 
 
 @dataclasses.dataclass(frozen=True)
