@@ -2,7 +2,7 @@
 
 python -m vo3.clueworld.pretrain --workdir=out/clueworld/vision
 python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/clueworld/read
-python -m vo3.train.sft --config=configs/clueworld.py:dense --workdir=out/clueworld/dense
+python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/clueworld/order
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
 """
@@ -15,21 +15,28 @@ _STAGES = {
         200,
         "constant",
         "vision",
-        {"seed": 1, "worlds": 12, "patches": 2, "length": 352, "transcripts": 9},
+        {"seed": 1, "patches": 2, "length": 384, "transcripts": 8, "trajectories": False},
     ),
-    "dense": (
-        350,
+    "order": (
+        300,
         "constant",
         "read",
-        {"seed": 2, "worlds": 12, "patches": 10, "length": 448, "dense": True},
+        {
+            "seed": 2,
+            "patches": 10,
+            "dense": True,
+            "length": 512,
+            "transcripts": 5,
+            "trajectories": False,
+        },
     ),
-    "whole": (380, "cosine", "dense", {"seed": 3, "worlds": 12, "patches": 32, "length": 544}),
-    "finish": (340, "cosine", "whole", {"seed": 4, "worlds": 12, "patches": 32, "length": 544}),
+    "whole": (300, "constant", "order", {"seed": 3, "length": 576, "lookups": 1}),
+    "finish": (700, "cosine", "whole", {"seed": 4, "length": 576, "lookups": 1}),
 }
 
 
 def get_config(stage: str = "read") -> ml_collections.ConfigDict:
-    """`read`: transcripts of two temporal patches; `dense`: trajectories with the patches that hold cards; `whole` and `finish`: with all 32. Each from the one before."""
+    """`read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and `finish`: trajectories with all 32. Each from the one before."""
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
     steps, schedule, before, data = _STAGES[stage]
@@ -50,6 +57,6 @@ def get_config(stage: str = "read") -> ml_collections.ConfigDict:
     config.init_vision = "out/clueworld/vision/vision.npz" if first else ""
     config.init_from = "" if first else f"out/clueworld/{before}"
     config.data = ml_collections.ConfigDict(
-        {"options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
+        {"worlds": 12, "lookups": 0, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
     )
     return config

@@ -1,7 +1,7 @@
 """Training batches of the embedded world: every batch is a pure function of (seed, step), drawn from pixels rendered on the fly.
 
 Curriculum: the overview of a training row may be cut to `patches` neighbouring temporal patches (of 32). Short ones teach to transcribe, long ones to search.
-Before that, rows of many transcripts of a patch or two teach to read the clock: nothing to search for, and little text around it.
+Rows of many transcripts come first, of a patch or two to read the clock, of all patches with cards to put the cards in order: little text around what there is to learn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class DataConfig:
       length: tokens of a packed row (one row a world).
       options_share: share of questions with lettered options.
       noise: standard deviation of pixel noise, in grey levels, drawn up to this.
-      transcripts: if not 0, rows hold that many transcripts of overviews of `patches`, and one of a clip, in place of trajectories.
+      transcripts: transcripts of overviews a row.
+      lookups: examples a row of finding the letters of options, in text alone.
+      trajectories: whether rows hold trajectories; if so, the transcripts are of the trajectories' overview, else of one each, and of a clip.
       dense: cut to the patches with cards and some others, not to neighbouring ones.
       emphasis: loss weight of tokens that carry evidence (digits, colours, letters), against 1 for the rest.
     """
@@ -43,7 +45,9 @@ class DataConfig:
     length: int = 512
     options_share: float = 0.6
     noise: float = 5.0
-    transcripts: int = 0
+    transcripts: int = 1
+    lookups: int = 0
+    trajectories: bool = True
     dense: bool = False
     emphasis: float = 4.0
 
@@ -63,13 +67,20 @@ class Stream:
         for i in range(config.worlds):
             rng = np.random.default_rng([config.seed, step, i])
             row = []
-            if config.transcripts:
+            if not config.trajectories:
                 for _ in range(config.transcripts):
-                    row.append(self._transcript(self._world(rng), overviews, rng))
+                    world, overview, frames = self._overview(self._world(rng), rng)
+                    row.append(self._transcript(world, overview, len(overviews), rng))
+                    overviews.append(frames)
                 row.append(self._reading(self._world(rng), clips, rng))
+                row += [self._lookup(rng) for _ in range(config.lookups)]
                 rows.append(row)
                 continue
             world, overview, over_frames = self._overview(self._world(rng), rng)
+            for _ in range(config.transcripts):
+                row.append(self._transcript(world, overview, i, rng))
+            for _ in range(config.lookups):
+                row.append(self._lookup(rng))
             for kind in ("digit", str(rng.choice(tasks.OVERVIEW_KINDS))):
                 trajectory = self._trajectory(world, kind, overview, rng)
                 row.append(self._example(trajectory, i, len(clips)))
@@ -85,25 +96,43 @@ class Stream:
     def _world(self, rng: np.random.Generator) -> World:
         return make_world(HELD_OUT + int(rng.integers(2**40)))
 
-    def _transcript(self, world: World, overviews: list, rng: np.random.Generator) -> Example:
-        """A few patches and the list of cards in them, without question or prompt."""
-        world, overview, frames = self._overview(world, rng)
-        overviews.append(frames)
+    def _transcript(
+        self, world: World, overview: Observation, number: int, rng: np.random.Generator
+    ) -> Example:
+        """Some patches, and without question or prompt what can be said of them: cards in order, their times, two answers."""
+        kinds = rng.permutation(tasks.OVERVIEW_KINDS)[:2]
+        asked = [tasks.KINDS[kind](world, rng) for kind in kinds]
+        said = [
+            " ".join(tasks.timed(world, overview)) + ".",
+            *(f"{question.said} {question.answer}." for question in asked),
+        ]
+        sentences = [tasks.named(world), *(said[i] for i in rng.permutation(len(said)))]
         turns = (
             Turn("question", VIDEO_MARK, observations=(overview,)),
-            Turn("text", f"<think>cards: {tasks.listed(world, overview)}.</think>"),
+            Turn("text", f"<think>{' '.join(sentences)}</think>"),
         )
-        return self._weighted(turns, (("overview", len(overviews) - 1),))
+        return self._weighted(turns, (("overview", number),))
+
+    def _lookup(self, rng: np.random.Generator) -> Example:
+        """Options and, in another order, the letter of each: what a last think does once, without anything to see."""
+        sets = (list(COLORS), [str(d) for d in range(10)], ("yes", "no"))
+        texts = rng.permutation(sets[rng.choice(3, p=(0.4, 0.4, 0.2))])[: len(tasks.LETTERS)]
+        options = dict(zip(tasks.LETTERS, texts, strict=False))
+        listed = "\n".join(f"{letter} {text}" for letter, text in options.items())
+        said = " ".join(f"{options[k]}, {k}." for k in rng.permutation(list(options)))
+        turns = (Turn("question", listed), Turn("text", f"<think> {said}</think>"))
+        return self._weighted(turns, ())
 
     def _reading(self, world: World, clips: list, rng: np.random.Generator) -> Example:
         """A fine clip and the digit on its card."""
         card = world.cards[rng.integers(len(world.cards))]
+        question = tasks.digit_question(card)
         window = (float(card.start), float(card.end))
         clip = observe(world, 0, policy=self.policy, window=window, strategy="fine")
         clips.append(noisy(render(world, clip, scale=1), rng, self.config.noise))
         turns = (
             Turn("question", VIDEO_MARK, observations=(clip,)),
-            Turn("text", f"<think>{tasks.digit_question(card).said}</think>"),
+            Turn("text", f"<think>{question.said} {question.answer}.</think>"),
         )
         return self._weighted(turns, (("clip", len(clips) - 1),))
 
@@ -163,7 +192,6 @@ def evidence_weights(tokenizer, emphasis: float) -> Float[np.ndarray, "V"]:
         *tasks.LETTERS,
         "yes",
         "no",
-        "not",
         "-",
         ".",
         ", ",

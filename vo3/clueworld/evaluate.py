@@ -88,7 +88,7 @@ class Share:
         z, n, p = 1.959964, self.total, self.right / self.total
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return float(middle - half), float(middle + half)
+        return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
 
     def __str__(self) -> str:
         if not self.total:

@@ -21,7 +21,7 @@ from vo3.clueworld.config import model_config
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy
 
-STAGES = ("read", "dense", "whole", "finish")
+STAGES = ("read", "order", "whole", "finish")
 
 
 def commands(workdir: epath.Path) -> dict[str, list[str]]:

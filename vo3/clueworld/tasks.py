@@ -3,8 +3,8 @@
 Two groups, after the quadrants of the original's data (one clue): the digit on a card needs a clip (`clue_single_w_tool`), counts, order and presence of cards
 are answered from the overview (`clue_single_wo_tool`). A new kind of question is one function in `KINDS`.
 
-The think text of a trajectory first lists every card with the clock's readings where the overview shows it, so that the call copies what was read, and the
-last think restates the options, so that the letter follows from text.
+The think text of a trajectory first names every card in order of appearance, then the clock's readings where the overview shows the card asked for, so that the
+call copies what was read. The last think ends with the answer in words and, where there are options, its letter, so that the answer follows from text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Question:
       text: the question.
       answer: the answer in words ("6", "red", "yes").
       choices: wrong answers to draw options from.
-      said: the last think, which states what was seen.
+      said: what the last think says before the answer ("the red card shows").
       card: the card whose digit must be read, or None when the overview answers.
     """
 
@@ -59,7 +59,7 @@ def digit_question(card: Card) -> Question:
         text=f"Which digit is on the {card.color} card?",
         answer=str(card.digit),
         choices=tuple(str(d) for d in range(10) if d != card.digit),
-        said=f"the {card.color} card shows {card.digit}.",
+        said=f"the {card.color} card shows",
         card=card,
     )
 
@@ -67,7 +67,7 @@ def digit_question(card: Card) -> Question:
 def _count(world: World, rng: np.random.Generator) -> Question:
     number = str(len(world.cards))
     wrong = tuple(str(n) for n in range(2, 7) if str(n) != number)
-    return Question("How many cards are there?", number, wrong, f"there are {number} cards.")
+    return Question("How many cards are there?", number, wrong, "there are")
 
 
 def _first(world: World, rng: np.random.Generator) -> Question:
@@ -80,7 +80,7 @@ def _last(world: World, rng: np.random.Generator) -> Question:
 
 def _end(which: str, card: Card) -> Question:
     wrong = tuple(c for c in COLORS if c != card.color)
-    return Question(f"Which card comes {which}?", card.color, wrong, f"{which} is {card.color}.")
+    return Question(f"Which card comes {which}?", card.color, wrong, f"{which} is")
 
 
 def _exists(world: World, rng: np.random.Generator) -> Question:
@@ -89,8 +89,7 @@ def _exists(world: World, rng: np.random.Generator) -> Question:
     yes = bool(rng.random() < 0.5)
     color = str(rng.choice(there if yes else absent))
     answer, wrong = ("yes", "no") if yes else ("no", "yes")
-    said = f"the {color} card is {'' if yes else 'not '}there."
-    return Question(f"Is there a {color} card?", answer, (wrong,), said)
+    return Question(f"Is there a {color} card?", answer, (wrong,), f"{color}:")
 
 
 KINDS: dict[str, Callable[[World, np.random.Generator], Question]] = {
@@ -129,9 +128,20 @@ def make_task(
     return Task(id=task_id, video=video, question=question.text, options=lettered, target=target)
 
 
-def listed(world: World, overview: Observation) -> str:
-    """Every card with its clock readings, as the think text lists them."""
-    return ", ".join(f"{s.card.color}:{s.start}-{s.end}" for s in sightings(world, overview))
+def named(world: World) -> str:
+    """Every card in order of appearance, as the think text lists them."""
+    return f"cards {' '.join(card.color for card in world.cards)}."
+
+
+def timed(world: World, overview: Observation) -> list[str]:
+    """Every card with the clock's readings that bound it, as the think text writes them."""
+    return [f"{s.card.color}:{s.start}-{s.end}" for s in sightings(world, overview)]
+
+
+def stated(question: Question, task: Task) -> str:
+    """The sentence that ends the last think: the answer in words and, if there are options, its letter."""
+    letter = f", {task.target.answer}" if task.options else ""
+    return f"{question.said} {question.answer}{letter}."
 
 
 def make_trajectory(
@@ -152,11 +162,12 @@ def make_trajectory(
         Turn("system", pack.system(task)),
         Turn("question", pack.question(task), observations=(overview,)),
     ]
-    think = f"cards: {listed(world, overview)}."
+    think = named(world)
     if question.card is not None:
+        shown = timed(world, overview)[world.cards.index(question.card)]
         sight = next(s for s in sightings(world, overview) if s.card == question.card)
         call = Call(float(sight.start), float(sight.end), "fine")
-        look = f"{think} look at {question.card.color}:{sight.start}-{sight.end}."
+        look = f"{think} look at {shown}."
         turns.append(
             Turn("call", f"<think>{look}</think>\n{format_call(call, decimals=0)}", call=call)
         )
@@ -164,14 +175,9 @@ def make_trajectory(
             world, 1, policy=policy, window=(call.start, call.end), strategy=call.strategy
         )
         turns.append(Turn("observation", pack.observation(1, clip), observations=(clip,)))
-        think = question.said
+        think = stated(question, task)
     else:
-        think = f"{think} {question.said}"
-    if task.options:
-        marks = (
-            f"{k} {v} {'yes' if v == question.answer else 'no'}" for k, v in task.options.items()
-        )
-        think = f"{think} {', '.join(marks)}."
+        think = f"{think} {stated(question, task)}"
     answer = task.target.answer
     text = f"<think>{think}</think>\n<answer>{answer}</answer>"
     turns.append(Turn("answer", text, answer=answer))

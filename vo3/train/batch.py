@@ -132,6 +132,8 @@ def _rows(
 ) -> Int[np.ndarray, "L"]:
     """Feature rows of a trajectory's video tokens, in order of appearance, as rows of the batch's features."""
     local = example.encoded.feature_index
+    if not example.shown:  # text alone
+        return local
     flat = np.concatenate(
         [
             base[source] + number * per_video[source] + np.arange(per_video[source])

@@ -72,6 +72,34 @@ def test_words_outside_the_vocabulary_are_unknown_and_do_not_become_controls():
     assert TOKENIZER.unk_token_id in ids["input_ids"]
 
 
+def pieces(text: str) -> list[str]:
+    return TOKENIZER.convert_ids_to_tokens(TOKENIZER(text)["input_ids"])
+
+
+def test_an_option_is_one_token():
+    assert pieces("A red\nB 3\nC yes\nD white") == [
+        *("A red", "\n", "B 3", "\n", "C yes", "\n", "D white")
+    ]
+    assert pieces("A 34, Also") == ["A", " ", "34", ", ", TOKENIZER.unk_token]
+    assert pieces("is red, A.") == ["is", " red", ", ", "A", "."]
+    assert pieces("from 345 to 36") == ["from", " ", "34", "5", " to", " ", "36"]
+
+
+def test_transcripts_say_what_is_there():
+    stream = make_stream(
+        DataConfig(worlds=1, patches=10, dense=True, transcripts=1, trajectories=False, length=128)
+    )
+    ids = stream.batch(0).ids[0]
+    text = TOKENIZER.decode(ids)
+    named = re.search(r"cards ([a-z ]+)\.", text)[1].split()
+    assert re.findall(r"(\w+):\d+-\d+", text) == named
+    for said, truth in ((r"first is (\w+)", named[0]), (r"last is (\w+)", named[-1])):
+        assert all(found == truth for found in re.findall(said, text))
+    assert all(int(n) == len(named) for n in re.findall(r"there are (\d)", text))
+    for color, verdict in re.findall(r"(\w+): (yes|no)", text):
+        assert (color in named) == (verdict == "yes")
+
+
 @pytest.mark.parametrize("patches", [8, 32])
 def test_a_batch_is_a_function_of_seed_and_step(patches):
     config = DataConfig(worlds=2, patches=patches, length=560)
@@ -82,7 +110,7 @@ def test_a_batch_is_a_function_of_seed_and_step(patches):
             np.testing.assert_array_equal(a, b)
     assert (one.overviews != other.overviews).any()
     shown = (one.feature_index >= 0).sum(1)
-    assert (shown == 2 * 2 * patches + 36).all()  # two overviews and a clip in a row
+    assert (shown == 3 * 2 * patches + 36).all()  # three times the overview, and a clip, in a row
     assert one.feature_index.max() == 2 * 2 * patches + 2 * 36 - 1
 
 

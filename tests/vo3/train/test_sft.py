@@ -22,10 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def short_form(**changes):
-    config = clueworld.get_config("dense")
+    config = clueworld.get_config("finish")
     config.update({"init_from": "", "workers": 0, "steps": 4, "warmup": 1, "log_every": 1})
     config.save_every = 2
-    config.data.update({"worlds": 2, "patches": 6, "length": 448})
+    config.data.update({"worlds": 2, "patches": 6, "length": 576})
     config.update(changes)
     return config
 
