@@ -260,7 +260,7 @@ class Programs:
         run, sums = self.run, partial.sums
         total = jnp.maximum(sums.weight, jnp.float32(1e-9))
         gradient = jax.tree.map(lambda g: g / total.astype(g.dtype), partial.gradient)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, optimizer = run.optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         fault = jnp.where(jnp.isfinite(norm) & jnp.isfinite(sums.loss), OK, NOT_FINITE)

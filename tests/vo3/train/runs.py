@@ -1,6 +1,6 @@
 """A short run of the tiny model that tests start in a process of its own, kill and start again.
 
-python runs.py WORKDIR [--steps=6] [--stop-after=N] [--slow=SECONDS]
+python runs.py WORKDIR [--steps=6] [--stop-after=N] [--slow=SECONDS] [--devices=N]
 """
 
 from __future__ import annotations
@@ -59,16 +59,18 @@ def main(workdir: str, *arguments: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--stop-after", type=int)
+    parser.add_argument("--devices", type=int)
     parser.add_argument("--slow", type=float, default=0.0)
     args = parser.parse_args(arguments)
     processes.start()
     sft.quiet()
-    changes = run_config(**{"mesh.fsdp": len(jax.devices())})
-    group, groups = sharding.row_groups(sharding.make_mesh(changes))
+    devices = jax.devices()[: args.devices]
+    changes = run_config(**{"mesh.fsdp": len(devices)})
+    group, groups = sharding.row_groups(sharding.make_mesh(changes, devices))
     feed = SlowFeed(BATCHES, group=group, groups=groups)
     feed.wait, feed.plan = args.slow, "aa"
     stop = args.stop_after or (args.steps if args.steps < 6 else None)
-    result = sft.train(changes, workdir, feed=feed, model=MODEL, stop_after=stop)
+    result = sft.train(changes, workdir, feed=feed, model=MODEL, stop_after=stop, devices=devices)
     if result.finished and jax.process_count() == 1:
         np.savez(pathlib.Path(workdir) / "final.npz", **jax.device_get(result.params))
 

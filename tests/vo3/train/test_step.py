@@ -121,6 +121,17 @@ def copy(state):
     return jax.tree.map(jax.numpy.copy, state)
 
 
+def at(state, **fields):
+    """A copy of the state with other scalars, placed as they were: else it would be another program."""
+    moved = {
+        name: jax.device_put(
+            np.asarray(value, getattr(state, name).dtype), getattr(state, name).sharding
+        )
+        for name, value in fields.items()
+    }
+    return dataclasses.replace(copy(state), **moved)
+
+
 def test_accumulation_over_unequal_packs_is_one_batch():
     run, programs, state, frozen = one_device()
     put = lambda batch: place(batch, run.mesh)
@@ -164,15 +175,16 @@ def test_the_mask_is_drawn_once_a_step_from_the_steps_own_key():
     run = layout(**{"tdam.policy": "turn", "tdam.mask_ratio": 0.5})
     programs = Programs(run)
     _, _, state, frozen = one_device()
-    at = lambda step: dataclasses.replace(state, step=jax.numpy.int32(step))
-    drawn = [bool(programs._masked(at(i))) for i in range(40)]
+    steps = jax.numpy.arange(40)
+    drawn = jax.vmap(lambda i: programs._masked(dataclasses.replace(state, step=i)))(steps).tolist()
     key = jax.random.key(run.config.seed)
     uniform = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(40)]
     assert drawn == [u < 0.5 for u in uniform] and 8 < sum(drawn) < 32
     # The draw decides whether `hide` counts.
     mean = lambda partial: float(partial.sums.loss) / float(partial.sums.weight)
     masked, causal = (
-        mean(gradients(ALONE, programs, at(drawn.index(which)), frozen)) for which in (True, False)
+        mean(gradients(ALONE, programs, at(state, step=drawn.index(which)), frozen))
+        for which in (True, False)
     )
     nothing = ALONE.visibility.with_kinds(ALONE.visibility.kind, 0 * ALONE.visibility.hide)
     plain = dataclasses.replace(ALONE, visibility=nothing)
@@ -201,10 +213,7 @@ def test_a_spike_of_the_gradient_norm_is_skipped_once_a_mean_is_known():
     norm = float(metrics.gradient_norm)
     faults = {}
     for step, mean in ((3, norm / 10), (30, norm / 10), (30, norm / 2)):
-        at = dataclasses.replace(
-            copy(state), step=jax.numpy.int32(step), norm=jax.numpy.float32(mean)
-        )
-        after, metrics = programs.update(at, frozen, batch)
+        after, metrics = programs.update(at(state, step=step, norm=mean), frozen, batch)
         faults[step, mean] = int(metrics.fault)
         if metrics.fault:
             assert float(after.norm) == pytest.approx(mean)  # a spike does not raise the bar
