@@ -139,8 +139,9 @@ def test_grounding_answers_are_intervals():
 
 
 def reasons(
-    *triplets: Triplet, settings: AdmissionSettings = AdmissionSettings(), root: str = ""
-) -> list[str]:  # noqa: B008
+    *triplets: Triplet, settings: AdmissionSettings | None = None, root: str = ""
+) -> list[str]:
+    settings = settings or AdmissionSettings()
     return [reason for _, reason, _ in admit(triplets, settings=settings, root=root)]
 
 
