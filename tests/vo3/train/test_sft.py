@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,9 @@ from vo3.models import hf_io
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.train import sft
 from vo3.train.config import ConfigError, override
+from vo3.train.feed import ClueWorldFeed
+from vo3.train.sharding import make_mesh
+from vo3.train.state import initial_params, trainable
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -43,12 +47,12 @@ def assert_same(a, b):
 
 
 def test_resumed_run_is_bitwise_the_uninterrupted_one(whole, tmp_path):
-    result, _ = whole
-    first = sft.train(short_form(), tmp_path, stop_after=3)
-    assert (first.step, first.finished) == (3, False)
-    second = sft.train(short_form(), tmp_path)
-    assert (second.step, second.finished) == (4, True)
-    assert_same(result.params, second.params)
+    result, workdir = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")  # as if killed after step 2 was saved
+    resumed = sft.train(short_form(), tmp_path / "run")
+    assert (resumed.step, resumed.finished) == (4, True)
+    assert_same(result.params, resumed.params)
 
 
 def test_the_log_tells_loss_and_speed(whole):
@@ -68,8 +72,10 @@ def test_the_next_stage_starts_from_the_last_one(whole, tmp_path):
     assert_same(
         result.params, {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(started)}
     )
-    config = short_form(init_from=str(workdir), rate=0.0, adam_rate=0.0)
-    assert_same(result.params, sft.train(config, tmp_path, stop_after=1).params)
+    config = sft.from_short_form(short_form(init_from=str(workdir)))
+    config = sft._resolved(config, 1, ClueWorldFeed(config))
+    run = trainable(config, make_mesh(config, jax.devices()[:1]))
+    assert_same(result.params, initial_params(run))
 
 
 def test_a_runs_workdir_converts_to_a_directory_that_loads(whole, tmp_path):
