@@ -26,10 +26,6 @@ from data_prep.schema import Triplet
 from data_prep.stages import material
 from data_prep.store import Store
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "count and price the calls, make none")
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -160,12 +156,12 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    workdir = epath.Path(_WORKDIR.value)
+    workdir = epath.Path(flags.FLAGS.workdir)
     try:
-        if _DRY_RUN.value:
-            _dry_run(_CONFIG.value, workdir)
+        if flags.FLAGS.dry_run:
+            _dry_run(flags.FLAGS.config, workdir)
             return
-        outcome = synthesize(_CONFIG.value, workdir, bar=sys.stderr.isatty())
+        outcome = synthesize(flags.FLAGS.config, workdir, bar=sys.stderr.isatty())
     except (configs.ConfigError, ModelError, engine.EndpointFailed, ValueError, OSError) as error:
         print(f"synthesize: {error}", file=sys.stderr)
         sys.exit(2)
@@ -179,7 +175,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-    """Console entry."""
+    """Console entry. The flags are defined here, so that modules of several commands can be imported together."""
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_bool("dry_run", False, "count and price the calls, make none")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
 

@@ -424,28 +424,31 @@ def render(report: Report) -> str:
     return "\n".join(lines)
 
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Training configuration.", lock_config=True
-)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:2x2x4, v6e:8x8, ... or v5p-32, v6e-64, ...")
-_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices joined by network.", lower_bound=1)
-_LENGTH = flags.DEFINE_integer(
-    "length", 0, "Tokens of a row; 0: the largest bucket.", lower_bound=0
-)
-_PATCHES = flags.DEFINE_integer("patches", 0, "Patches of a row; 0: four per token.", lower_bound=0)
-_DUMP = flags.DEFINE_string("dump", None, "Keep the compiler's text in this folder.")
+def define_flags() -> None:
+    """The command's flags. Defined by the program alone, so that modules of several commands can be imported together."""
+    config_flags.DEFINE_config_file("config", None, "Training configuration.", lock_config=True)
+    topologies = "v5p:2x2x4, v6e:8x8, ... or v5p-32, v6e-64, ..."
+    flags.DEFINE_string("topology", None, topologies)
+    flags.DEFINE_integer("num_slices", 1, "Slices joined by network.", lower_bound=1)
+    length = "Tokens of a row; 0: the largest bucket."
+    flags.DEFINE_integer("length", 0, length, lower_bound=0)
+    patches = "Patches of a row; 0: four per token."
+    flags.DEFINE_integer("patches", 0, patches, lower_bound=0)
+    flags.DEFINE_string("dump", None, "Keep the compiler's text in this folder.")
+    flags.mark_flags_as_required(["config", "topology"])
 
 
 def main(_: list[str]) -> None:
     """Entry point of `python -m vo3.train.compile_check`."""
+    given = flags.FLAGS
     try:
         report = check(
-            _CONFIG.value,
-            _TOPOLOGY.value,
-            num_slices=_SLICES.value,
-            length=_LENGTH.value,
-            patches=_PATCHES.value,
-            dump=_DUMP.value,
+            given.config,
+            given.topology,
+            num_slices=given.num_slices,
+            length=given.length,
+            patches=given.patches,
+            dump=given.dump,
         )
     except DoesNotFit as error:
         print(f"{error}\n\ndoes not fit")
@@ -458,5 +461,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
+    define_flags()
     app.run(main, flags_parser=config_lib.parse_flags)

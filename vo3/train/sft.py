@@ -31,11 +31,6 @@ from vo3.train.metrics import Log, Meter, Profile
 from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
 from vo3.train.step import FAULTS, Metrics, Programs
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Training configuration.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and logs go here.")
-
 
 class TrainingFault(RuntimeError):
     """A step was not finite, or a spike, and the config says to stop."""
@@ -327,12 +322,19 @@ def latest_params(model: Qwen2_5_VL, workdir: epath.PathLike) -> nnx.State:
     return hf_io.unflatten(like, ckpt.read_params(workdir, shapes))
 
 
+def define_flags() -> None:
+    """The command's flags. Defined by the program alone, so that modules of several commands can be imported together."""
+    config_flags.DEFINE_config_file("config", None, "Training configuration.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Checkpoints and logs go here.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
 def main(_: list[str]) -> None:
     """Entry point of `python -m vo3.train.sft`: exit code 0 when finished or saved on request, 1 with one line on a known error."""
     processes.start()
     quiet()
     try:
-        train(_CONFIG.value, _WORKDIR.value)
+        train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (
         config_lib.ConfigError,
         ckpt.CheckpointError,
@@ -352,5 +354,5 @@ def quiet() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    define_flags()
     app.run(main, flags_parser=config_lib.parse_flags)

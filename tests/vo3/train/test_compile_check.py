@@ -159,15 +159,14 @@ def test_exit_codes(outcome, code, monkeypatch, capsys):
 
     monkeypatch.setattr(cc, "check", check)
     values = {
-        "_CONFIG": config(),
-        "_TOPOLOGY": "v5p-32",
-        "_SLICES": 1,
-        "_LENGTH": 0,
-        "_PATCHES": 0,
-        "_DUMP": None,
+        "config": config(),
+        "topology": "v5p-32",
+        "num_slices": 1,
+        "length": 0,
+        "patches": 0,
+        "dump": None,
     }
-    for name, value in values.items():
-        monkeypatch.setattr(cc, name, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(cc, "flags", types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values)))
     with pytest.raises(SystemExit) as stopped:
         cc.main([])
     assert stopped.value.code == code
