@@ -418,6 +418,6 @@ def test_peak_memory_is_the_parameters_and_one_shard(pairs, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     reading, writing = map(int, done.stdout.split())
     assert total * 0.9 < reading <= total + shard, (reading, total)
-    # One tensor, its transpose and what compiling its slices takes; far from all parameters.
-    assert writing <= 2 * shard < total / 4, writing
+    # A tensor and its transpose, and some 30 MB for compiling the slices of stacked parameters.
+    assert writing <= shard + 50_000_000 < total / 2, writing
     assert (tmp_path / "large" / "model.safetensors.index.json").exists()
