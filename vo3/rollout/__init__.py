@@ -3,6 +3,7 @@
 from vo3.rollout.buckets import Buckets
 from vo3.rollout.engine import Engine
 from vo3.rollout.errors import BucketError, ContextError, OptionError, RolloutError
+from vo3.rollout.groups import GroupEngine, GroupRollout
 from vo3.rollout.policy import RolloutPolicy
 from vo3.rollout.run import Rollout
 from vo3.rollout.sampler import Sampling
@@ -12,6 +13,8 @@ __all__ = [
     "Buckets",
     "ContextError",
     "Engine",
+    "GroupEngine",
+    "GroupRollout",
     "OptionError",
     "Rollout",
     "RolloutError",
