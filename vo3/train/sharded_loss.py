@@ -8,7 +8,8 @@ master weights' dtype, is reduced once after them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,34 +40,57 @@ def sharded_cross_entropy(
       axes: of the mesh that split rows; where they do not divide B the compiler is left to choose.
       **options: of `summed_cross_entropy`.
     """
+    sums = by_rows(
+        lambda unembed, *rows: jax.tree.map(
+            lambda x: x[None], summed_cross_entropy(*rows, unembed, **options)
+        ),
+        (hidden, targets, weight),
+        model,
+        mesh=mesh,
+        axes=axes,
+    )
+    return jax.tree.map(functools.partial(jnp.sum, axis=0), sums)
+
+
+def by_rows(
+    body: Callable[..., Any],
+    arrays: Sequence[Array],
+    model: Qwen2_5_VL,
+    *,
+    mesh: Mesh | None,
+    axes: Sequence[str],
+) -> Any:
+    """`body(unembed, *arrays)`, every device on its own rows with the whole output matrix, gathered once.
+
+    Args:
+      body: gives a tree of arrays whose first axis is that of rows, or of devices.
+      arrays: rows first.
+      model, mesh, axes: see `sharded_cross_entropy`.
+    """
     axes = tuple(axis for axis in axes if mesh is not None and mesh.shape[axis] > 1)
-    ways = 1
-    for axis in axes:
-        ways *= mesh.shape[axis]
-    if ways == 1 or hidden.shape[0] % ways:
-        return summed_cross_entropy(hidden, targets, weight, model.unembed, **options)
+    ways = math.prod(mesh.shape[axis] for axis in axes)
+    if ways == 1 or arrays[0].shape[0] % ways:
+        return body(model.unembed, *arrays)
     tied = model.unembedding is None
     matrix = model.embed.table[...] if tied else model.unembedding.kernel[...]
     letters = "BLD,VD->BLV" if tied else "BLD,DV->BLV"
 
-    def local(hidden: Array, targets: Array, weight: Array, matrix: Array) -> Sums:
+    def local(matrix: Array, *arrays: Array) -> Any:
         def unembed(states: Array) -> Array:
             # Cast inside the chunk, so that the gradient adds up in the matrix's own dtype.
             return jnp.einsum(
                 letters, states, matrix.astype(states.dtype), preferred_element_type=jnp.float32
             )
 
-        sums = summed_cross_entropy(hidden, targets, weight, unembed, **options)
-        return jax.tree.map(lambda x: x[None], sums)
+        return body(unembed, *arrays)
 
     rows = PartitionSpec(axes)
-    parts = jax.shard_map(
+    return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(rows, rows, rows, PartitionSpec()),
+        in_specs=(PartitionSpec(), *[rows] * len(arrays)),
         out_specs=rows,
         axis_names=set(axes),
         # The sums start as constants, which vary over no axis; the specs above are the whole truth.
         check_vma=False,
-    )(hidden, targets, weight, matrix)
-    return jax.tree.map(functools.partial(jnp.sum, axis=0), parts)
+    )(matrix, *arrays)

@@ -16,7 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vo3.attention import AttentionMesh
-from vo3.train.batch import Batch, RowBatch
+from vo3.train.batch import Batch
 from vo3.train.config import AXES, ROW_AXES, mesh_sizes
 
 ParamSharding = Callable[[str, tuple[int, ...]], NamedSharding]
@@ -123,7 +123,7 @@ def row_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
-def batch_shardings(mesh: Mesh, batch: Batch | RowBatch) -> Any:
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
     """A tree of shardings like `batch`: rows over the row axes, where their number allows."""
     ways = row_ways(mesh)
 
@@ -178,15 +178,16 @@ def row_groups(mesh: Mesh) -> tuple[int, int]:
     return index, count
 
 
-def place(batch: Batch | RowBatch, mesh: Mesh, *, groups: int = 1) -> Batch | RowBatch:
+def place(batch: Any, mesh: Mesh, *, groups: int = 1) -> Any:
     """The batch on the devices.
 
     Args:
-      batch: numpy. A `RowBatch` holds this process's rows, one of `groups` blocks; a `Batch` all rows, in every process.
+      batch: numpy. A `Batch` holds all rows, in every process; a `RowBatch`, or any other tree of arrays with rows first, this
+        process's rows, one of `groups` blocks.
       mesh: the devices.
       groups: blocks of rows; see `row_groups`.
     """
-    if isinstance(batch, RowBatch):
+    if not isinstance(batch, Batch):
         whole = lambda x: jax.ShapeDtypeStruct((x.shape[0] * groups, *x.shape[1:]), x.dtype)
         shardings = batch_shardings(mesh, jax.tree.map(whole, batch))
         return jax.tree.map(

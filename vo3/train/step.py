@@ -151,7 +151,7 @@ def loss_sums(
     context = mesh.shape["context"] if mesh is not None else 1
     if context > 1:
         # Runs of tokens are dealt out so that every device has as much to attend to; all that goes with a token moves along.
-        order = _stripes(batch.ids.shape[1], context)
+        order = stripes(batch.ids.shape[1], context)
         deal = lambda x: x.at[..., order].get(mode="promise_in_bounds")
         moved = {name: deal(getattr(batch, name)) for name in ("ids", "positions", "feature_index")}
         batch = dataclasses.replace(batch, **moved)
@@ -167,7 +167,7 @@ def loss_sums(
     return sharded_cross_entropy(hidden, targets, weight, model, mesh=mesh, axes=axes, **options)
 
 
-def _stripes(length: int, context: int) -> Int[np.ndarray, " L"]:
+def stripes(length: int, context: int) -> Int[np.ndarray, " L"]:
     """`striping` in the longest runs, up to 512 tokens, that the length allows."""
     if length % context:
         raise ValueError(
@@ -259,32 +259,68 @@ class Programs:
     def _finish(self, state: TrainState, partial: Partial) -> tuple[TrainState, Metrics]:
         run, sums = self.run, partial.sums
         total = jnp.maximum(sums.weight, jnp.float32(1e-9))
-        gradient = jax.tree.map(lambda g: g / total.astype(g.dtype), partial.gradient)
-        norm = optax.tree.norm(gradient)
-        updates, optimizer = run.optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        fault = jnp.where(jnp.isfinite(norm) & jnp.isfinite(sums.loss), OK, NOT_FINITE)
-        if run.config.spike_factor:
-            known = (state.step >= SPIKE_AFTER) & (state.norm > 0)
-            high = known & (norm > run.config.spike_factor * state.norm)
-            fault = jnp.where((fault == OK) & high, SPIKE, fault)
-        fine = fault == OK
-        mean = jnp.where(state.norm > 0, NORM_DECAY * state.norm + (1 - NORM_DECAY) * norm, norm)
-        keep = functools.partial(jnp.where, fine)
-        new = TrainState(
-            step=state.step + 1,
-            key=state.key,
-            params=jax.tree.map(keep, params, state.params),
-            optimizer=jax.tree.map(keep, optimizer, state.optimizer),
-            norm=keep(mean.astype(jnp.float32), state.norm),
-        )
+        step = advance(run, state, partial.gradient, sums.loss, total)
         metrics = Metrics(
             loss=sums.loss / total,
             entropy=sums.entropy / total,
             accuracy=sums.hits / total,
             weight=sums.weight,
-            gradient_norm=norm.astype(jnp.float32),
+            gradient_norm=step.norm,
             masked=jnp.asarray(run.config.tdam.policy != "off") & self._masked(state),
-            fault=fault.astype(jnp.int32),
+            fault=step.fault,
         )
-        return new, metrics
+        return step.state, metrics
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Advance:
+    """What an optimiser step made.
+
+    Attributes:
+      state: after the step.
+      norm: of the gradient, before clipping.
+      fault: 0, or a key of `FAULTS`; then only the step's number changed.
+    """
+
+    state: TrainState
+    norm: Float[Array, ""]
+    fault: Int[Array, ""]
+
+
+def advance(
+    run: Trainable,
+    state: TrainState,
+    gradient: Params,
+    loss: Float[Array, ""],
+    total: Float[Array, ""],
+) -> Advance:
+    """One optimiser step with the gradient of a sum over `total`; traced.
+
+    Args:
+      run: gives the optimiser and the limit of a spike.
+      state: before the step.
+      gradient: of the summed loss.
+      loss: the sum; a step whose loss or gradient is not finite changes nothing.
+      total: what the sum is divided by.
+    """
+    gradient = jax.tree.map(lambda g: g / total.astype(g.dtype), gradient)
+    norm = optax.tree.norm(gradient)
+    updates, optimizer = run.optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    fault = jnp.where(jnp.isfinite(norm) & jnp.isfinite(loss), OK, NOT_FINITE)
+    if run.config.spike_factor:
+        known = (state.step >= SPIKE_AFTER) & (state.norm > 0)
+        high = known & (norm > run.config.spike_factor * state.norm)
+        fault = jnp.where((fault == OK) & high, SPIKE, fault)
+    fine = fault == OK
+    mean = jnp.where(state.norm > 0, NORM_DECAY * state.norm + (1 - NORM_DECAY) * norm, norm)
+    keep = functools.partial(jnp.where, fine)
+    new = TrainState(
+        step=state.step + 1,
+        key=state.key,
+        params=jax.tree.map(keep, params, state.params),
+        optimizer=jax.tree.map(keep, optimizer, state.optimizer),
+        norm=keep(mean.astype(jnp.float32), state.norm),
+    )
+    return Advance(new, norm.astype(jnp.float32), fault.astype(jnp.int32))
