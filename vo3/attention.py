@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels import Plan, Visibility, attention_plan, splash_attention
+from pallas_kernels import Plan, Visibility, attention_plan, prefix_decode, splash_attention
 
 _log = logging.getLogger(__name__)
 
@@ -120,25 +120,31 @@ def attention(
     mask: Mask | EitherMask,
     *,
     scale: float,
-) -> Float[Array, "B N L H"]:
+    return_lse: bool = False,
+) -> Float[Array, "B N L H"] | tuple[Float[Array, "B N L H"], Float[Array, "B N L"]]:
     """`pallas_kernels.splash_attention`, each device on its own rows, heads and queries.
 
     Args:
       q, k, v: queries, keys, values.
       mask: of these tokens and head counts, as `prepare` made it.
       scale: factor on the scores.
+      return_lse: also return the log-sum-exp of the scores, f32.
 
     Returns:
-      out in q's dtype; a row that sees nothing is zero.
+      out in q's dtype [, lse]; a row that sees nothing is zero, its lse -inf.
     """
     if isinstance(mask, EitherMask):
-        call = lambda chosen: lambda q, k, v: attention(q, k, v, chosen, scale=scale)
+        call = lambda chosen: (
+            lambda q, k, v: attention(q, k, v, chosen, scale=scale, return_lse=return_lse)
+        )
         if mask.yes.plan is None and mask.no.plan is None:
             pick = lambda yes, no: jnp.where(mask.which, yes, no)
             return call(jax.tree.map(pick, mask.yes, mask.no))(q, k, v)
         # Schedules of different block sizes are different kernels.
         return jax.lax.cond(mask.which, call(mask.yes), call(mask.no), q, k, v)
-    run = functools.partial(splash_attention, causal=mask.causal, scale=scale)
+    run = functools.partial(
+        splash_attention, causal=mask.causal, scale=scale, return_lse=return_lse
+    )
     if mask.mesh is None:
         return run(q, k, v, mask.q_vis, mask.kv_vis, plan=mask.plan)
     mesh = mask.mesh.mesh
@@ -167,11 +173,65 @@ def attention(
             PartitionSpec(rows),
             shards,
         ),
-        out_specs=queries,
+        out_specs=(queries, queries) if return_lse else queries,
         # Kernels declare no variance over mesh axes; the specs above are the whole truth.
         check_vma=False,
     )
     return sharded(q, k, v, mask.q_vis, mask.kv_vis, mask.plan)
+
+
+def leaf_attention(
+    q: Float[Array, "G n N H"],
+    prefix_k: Float[Array, "G K M H"],
+    prefix_v: Float[Array, "G K M H"],
+    suffix_k: Float[Array, "G n K R H"],
+    suffix_v: Float[Array, "G n K R H"],
+    *,
+    prefix_length: Int[Array, " G"],
+    suffix_length: Int[Array, "G n"],
+    scale: float,
+    mesh: AttentionMesh | None = None,
+) -> Float[Array, "G n N H"]:
+    """`pallas_kernels.prefix_decode`, each device on its own groups and heads.
+
+    Args:
+      q: one query per leaf and head.
+      prefix_k, prefix_v, suffix_k, suffix_v: the caches; another dtype than q's is cast.
+      prefix_length, suffix_length: slots in use.
+      scale: factor on the scores.
+      mesh: how to shard; None: not.
+
+    Returns:
+      out in q's dtype.
+    """
+    caches = [x.astype(q.dtype) for x in (prefix_k, prefix_v, suffix_k, suffix_v)]
+
+    def run(q, *arrays):
+        *kv, prefix_length, suffix_length = arrays
+        return prefix_decode(
+            q, *kv, prefix_length=prefix_length, suffix_length=suffix_length, scale=scale
+        )
+
+    if mesh is None:
+        return run(q, *caches, prefix_length, suffix_length)
+    split = _split(mesh, q.shape[0], q.shape[2], prefix_k.shape[1], 1)
+
+    def local(q, prefix_k, prefix_v, suffix_k, suffix_v, *lengths):
+        prefix = [split.own_heads(x) for x in (prefix_k, prefix_v)]
+        suffix = [split.own_heads(x, axis=2) for x in (suffix_k, suffix_v)]
+        return run(q, *prefix, *suffix, *lengths)
+
+    rows, kv_axes = split.rows, None if split.shared else split.heads
+    prefix, suffix = PartitionSpec(rows, kv_axes), PartitionSpec(rows, None, kv_axes)
+    queries, lengths = PartitionSpec(rows, None, split.heads), PartitionSpec(rows)
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh.mesh,
+        in_specs=(queries, prefix, prefix, suffix, suffix, lengths, lengths),
+        out_specs=queries,
+        check_vma=False,
+    )
+    return sharded(q, *caches, prefix_length, suffix_length)
 
 
 def striping(length: int, shards: int, *, run: int = 512) -> Int[np.ndarray, " L"]:
@@ -224,12 +284,14 @@ class _Split:
     ways: int
     all_kv_heads: int
 
-    def own_heads(self, x: Float[Array, "B K S H"]) -> Float[Array, "B k S H"]:
-        """The kv head that this device's query heads read, where it was handed all."""
+    def own_heads(self, x: Float[Array, "..."], *, axis: int = 1) -> Float[Array, "..."]:
+        """The kv head, on `axis`, that this device's query heads read, where it was handed all."""
         if not self.shared:
             return x
         place = jax.lax.axis_index(self.heads) * np.int32(self.all_kv_heads)
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.div(place, np.int32(self.ways)), 1, axis=1)
+        return jax.lax.dynamic_slice_in_dim(
+            x, jax.lax.div(place, np.int32(self.ways)), 1, axis=axis
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -41,6 +41,52 @@ class Buckets:
         return _split(tokens, self.tokens)
 
 
+@dataclasses.dataclass(frozen=True)
+class GroupBuckets:
+    """Padded sizes of groups of rollouts, each table in rising order. Programs are as many as there are combinations: keep tables short.
+
+    Attributes:
+      tokens: new tokens of one call, in the row of one group.
+      patches: patches of one call of the vision tower, as in `Buckets`.
+      prefix: slots of a group's prefix.
+      suffix: slots that each leaf adds.
+      features: vision features that are kept on the device until their tokens are prefilled; None: of two of the largest calls.
+    """
+
+    tokens: tuple[int, ...] = (64, 512, 2048)
+    patches: tuple[int, ...] = (1024, 4096, 16384)
+    prefix: tuple[int, ...] = (2048, 8192, 20480)
+    suffix: tuple[int, ...] = (1024, 4096, 32768)
+    features: int = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "patches", "prefix", "suffix"):
+            sizes = getattr(self, name)
+            if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"GroupBuckets.{name} must rise from at least 1, got {sizes}")
+        if any(size % 4 for size in self.patches):
+            raise ValueError(f"GroupBuckets.patches must be multiples of 4, got {self.patches}")
+        if self.features is None:
+            object.__setattr__(self, "features", self.patches[-1] // 2)
+        if self.features < self.patches[-1] // 4:
+            raise ValueError(
+                f"GroupBuckets.features is {self.features}; the largest call gives {self.patches[-1] // 4}"
+            )
+
+    @classmethod
+    def of(cls, buckets: GroupBuckets | Buckets | None) -> GroupBuckets:
+        """The given ones, with the capacities of a single conversation's for prefix and suffix; None: the defaults."""
+        if isinstance(buckets, Buckets):
+            return cls(buckets.tokens, buckets.patches, buckets.capacity, buckets.capacity)
+        return buckets or cls()
+
+    def limit(self, max_length: int) -> GroupBuckets:
+        """The table with capacities up to `max_length`; the largest suffix holds whatever a context has room for."""
+        below = lambda table: tuple(size for size in table if size < max_length)
+        prefix = self.prefix if self.prefix[-1] < max_length else (*below(self.prefix), max_length)
+        return dataclasses.replace(self, prefix=prefix, suffix=(*below(self.suffix), max_length))
+
+
 def smallest(size: int, table: tuple[int, ...], *, what: str) -> int:
     """The smallest bucket of `table` that holds `size`.
 

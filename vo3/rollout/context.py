@@ -47,12 +47,30 @@ class Tokens:
         return Tokens(self.ids[part], self.positions[:, part], self.rows[part])
 
 
+@dataclasses.dataclass
+class Counts:
+    """Tokens and patches that went through the model.
+
+    Attributes:
+      prefilled: tokens that were not sampled and went through it.
+      shared: tokens whose keys and values others had computed.
+      sampled: tokens that were drawn.
+      patches: of pictures.
+    """
+
+    prefilled: int = 0
+    shared: int = 0
+    sampled: int = 0
+    patches: int = 0
+
+
 class Context:
     """A conversation's tokens in order. Only appended to; `cached` tells how far the cache has come."""
 
-    def __init__(self) -> None:
-        self.state = State()
-        self.cached = 0
+    def __init__(self, state: State | None = None) -> None:
+        """An empty conversation, or one that goes on after `state`, all of which is in the cache."""
+        self.state = state or State()
+        self.cached = self.state.length
         self.features: list[Features] = []
         self._waiting: list[Tokens] = []
 

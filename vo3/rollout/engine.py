@@ -9,24 +9,25 @@ which gives the tokens and positions that encoding the whole conversation gives.
 from __future__ import annotations
 
 import dataclasses
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vo3.chat import PromptPack
-from vo3.chat.tokens import Specials, Tokenizer
+from vo3.chat.tokens import Tokenizer
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.rollout.buckets import Buckets
-from vo3.rollout.kv_cache import PrefixStore
+from vo3.rollout.kv_cache import PrefixStore, prefix_key
 from vo3.rollout.policy import RolloutPolicy
 from vo3.rollout.programs import Programs
-from vo3.rollout.run import Rollout, Run, Video
+from vo3.rollout.run import Begin, Look, OnEvent, Prefill, Request, Rollout, Run, Sample, Video
 from vo3.rollout.sampler import Sampling
-from vo3.rollout.session import SampledTurn, Session
-from vo3.rollout.stops import StopWatch
+from vo3.rollout.session import Session
+from vo3.rollout.setting import Opening, Setting, longest, own_pack, own_tokenizer, turn_ends
+from vo3.rollout.stops import SampledTurn, StopWatch
 from vo3.trajectory import Task
-from vo3.video import Clip
-
-DEFAULT_MAX_LENGTH = 32_768
+from vo3.video import Clip, VideoError
 
 
 class Engine:
@@ -60,15 +61,11 @@ class Engine:
           programs: those of another engine of this model, to share what it has compiled.
         """
         self.model = model
-        self.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
-        if self.tokenizer is None:
-            raise ValueError("the model carries no tokenizer; pass tokenizer=")
-        pack = pack or getattr(model, "prompt_pack", None) or "default"
-        self.pack = pack if isinstance(pack, PromptPack) else PromptPack.load(pack)
+        self.tokenizer = own_tokenizer(model, tokenizer)
+        self.pack = own_pack(model, pack)
         self.policy = policy or RolloutPolicy()
         self.prefixes = PrefixStore(shared_prefixes)
         self._overview: tuple[weakref.ref, Clip] | None = None
-        self._ends = _ends(model, self.tokenizer)
         self._programs = programs or Programs(model)
         self._buckets = buckets or Buckets()
 
@@ -80,7 +77,7 @@ class Engine:
     @property
     def ends(self) -> frozenset[int]:
         """Tokens that end a turn."""
-        return self._ends
+        return turn_ends(self.model, self.tokenizer)
 
     @property
     def programs(self) -> Programs:
@@ -89,8 +86,7 @@ class Engine:
 
     def max_length(self, policy: RolloutPolicy | None = None) -> int:
         """Tokens of the longest context."""
-        given = (policy or self.policy).max_length
-        return given or min(DEFAULT_MAX_LENGTH, self.model.config.text.max_position_embeddings)
+        return longest(self.model, policy or self.policy)
 
     def update(self, model: Qwen2_5_VL) -> None:
         """Goes on with the parameters of `model`; shared prefixes, made with the old ones, are dropped."""
@@ -120,9 +116,71 @@ class Engine:
           VideoError: the overview cannot be read.
           ContextError: the question is longer than the context.
         """
-        return Run(
-            self, task, video, policy or self.policy, sampling or Sampling(), on_event
-        ).finish()
+        policy, sampling = policy or self.policy, sampling or Sampling()
+        setting = Setting.of(self.model, self.tokenizer, self.pack, policy)
+        began = time.perf_counter()
+        overview = self.overview(video)
+        opening = Opening.of(task, overview, setting, seconds=time.perf_counter() - began)
+        session = self.session(policy)
+        run = Run(
+            setting,
+            opening,
+            context=session.context,
+            counts=session.counts,
+            duration=video.duration,
+            sampling=sampling,
+            on_event=on_event,
+        )
+        steps = run.steps()
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    got = self._answer(request, session, run, video)
+                except VideoError as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(got)
+        except StopIteration as end:
+            return end.value
+
+    def _answer(self, request: Request, session: Session, run: Run, video: Video) -> Any:
+        """What a request of the conversation asks for."""
+        match request:
+            case Begin():
+                self._begin(session, run.opening, run.setting)
+            case Prefill(clip, row):
+                if clip is not None:
+                    session.show(clip, row)
+                session.flush()
+                session.wait()
+            case Sample(watch, on_token):
+                return self.sample_turn(session, watch, run.sampling, on_token)
+            case Look(call):
+                return video.crop(call.start, call.end, call.strategy)
+        return None
+
+    def _begin(self, session: Session, opening: Opening, setting: Setting) -> None:
+        """Prefills the opening, or takes its beginning from an earlier question on the video."""
+        encoded, prefix = opening.encoded, opening.shared
+        key = prefix_key(
+            [encoded.ids[:prefix], encoded.positions[:, :prefix], opening.overview.frames]
+        )
+        kept = self.prefixes.get(key)
+        if kept is None:
+            session.show(opening.overview)
+        session.context.append(encoded)
+        if kept is not None:
+            session.resume(kept)
+        else:
+            session.flush(prefix)
+            if self.prefixes.wanted:
+                self.prefixes.put(key, session.snapshot())
+            else:
+                session.grow()
+        session.context.append_ids(setting.header)
+        session.flush()
+        session.wait()
 
     def warm_up(
         self,
@@ -169,13 +227,3 @@ class Engine:
     ) -> SampledTurn:
         """Samples one assistant turn; its own method so that a test can put words into the model's mouth."""
         return session.sample(watch, sampling, on_token)
-
-
-def _ends(model: Qwen2_5_VL, tokenizer: Tokenizer) -> frozenset[int]:
-    """`<|im_end|>`, what the config names, and `<|endoftext|>`: after it a model only babbles."""
-    eos = model.config.eos_token_id
-    ends = {Specials.of(tokenizer).im_end, *((eos,) if isinstance(eos, int) else eos or ())}
-    text_end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    if text_end is not None and text_end != tokenizer.unk_token_id:
-        ends.add(text_end)
-    return frozenset(ends)

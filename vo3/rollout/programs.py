@@ -16,12 +16,10 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -33,6 +31,7 @@ from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.models.qwen2_5_vl.vision import VisionInputs, vision_inputs
 from vo3.rollout.buckets import Buckets
 from vo3.rollout.sampler import Drawn, Knobs, Method, Sampling, draw
+from vo3.rollout.weights import Weights
 
 
 class Programs:
@@ -50,7 +49,7 @@ class Programs:
         self.dtype = model.dtype
         self._mesh = model.decoder.mesh
         self.compiled: collections.Counter[tuple] = collections.Counter()
-        self._weights = _Weights.of(model)
+        self._weights = Weights.of(model)
         place = None if self._mesh is None else _Places.of(self.config.text, self._mesh)
         self._places = place
         cache, whole = (place.cache, place.whole) if place else (None, None)
@@ -76,10 +75,7 @@ class Programs:
 
     def update(self, model: Qwen2_5_VL) -> None:
         """Uses the parameters of `model`, of the same architecture, from now on."""
-        weights = _Weights.of(model)
-        if weights.shapes != self._weights.shapes:
-            raise ValueError("the new parameters are of another architecture; make a new engine")
-        self._weights = weights
+        self._weights = self._weights.replaced(model)
 
     def encode(
         self, patches: Float[np.ndarray, "P C"], inputs: VisionInputs
@@ -202,53 +198,6 @@ class Programs:
     def _resize_body(self, cache, *, capacity):
         self._note("resize", cache.batch, cache.capacity, capacity)
         return cache.grow(capacity)
-
-
-# Bytes of a decoder's layers up to which their weights are kept one array per layer, too.
-_SPLIT_BYTES = 256 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class _Weights:
-    """A model's parameters as programs take them.
-
-    XLA on CPU copies a layer's slice of the stacked weights before it multiplies by it: for every token all weights are written once
-    more, which takes half of a small model's time. So on CPU a small model's decoder goes in as one array per layer. A stack of them
-    whose slices alone are used costs nothing in a compiled program.
-
-    Attributes:
-      graph, tree: structure of the model.
-      leaves: arrays; a tuple of one per layer where they are split.
-    """
-
-    graph: nnx.GraphDef
-    tree: jax.tree_util.PyTreeDef
-    leaves: list[Array | tuple[Array, ...]]
-
-    @classmethod
-    def of(cls, model: Qwen2_5_VL) -> _Weights:
-        graph, state = nnx.split(model)
-        leaves, tree = jax.tree.flatten(state)
-        sizes = jax.tree.leaves(nnx.state(model.decoder.layers))
-        small = sum(x.nbytes for x in sizes) <= _SPLIT_BYTES
-        if jax.default_backend() == "cpu" and model.decoder.mesh is None and small:
-            paths = [path for path, _ in jax.tree.leaves_with_path(state)]
-            stacked = [[key.key for key in path[:2]] == ["decoder", "layers"] for path in paths]
-            leaves = [tuple(x) if s else x for x, s in zip(leaves, stacked, strict=True)]
-        return cls(graph, tree, leaves)
-
-    @property
-    def shapes(self) -> tuple:
-        """What must not change for compiled programs to fit."""
-        return self.tree, [x.shape for x in jax.tree.leaves(self.leaves)]
-
-    def model(self, leaves: Sequence[Array | tuple[Array, ...]]) -> Qwen2_5_VL:
-        """The model with the (traced) `leaves` as parameters."""
-        whole = [jnp.stack(x) if isinstance(x, tuple) else x for x in leaves]
-        model = nnx.merge(self.graph, jax.tree.unflatten(self.tree, whole))
-        if any(isinstance(x, tuple) for x in leaves):
-            model.decoder.unroll = model.decoder.config.num_hidden_layers
-        return model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,27 +1,25 @@
-"""One rollout: whose turn it is, which limit is hit, what the outcome is."""
+"""One rollout: whose turn it is, which limit is hit, what the outcome is.
+
+The logic is a generator that asks for what needs a device or a video, and goes on when it is given it. Who drives it decides how
+the work is done: for one conversation, or for many at a time.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
 
-from vo3.chat import assistant_header, assistant_tail, encode, encode_turn, parse_turn, task_mode
+from vo3.chat import assistant_tail, parse_turn, task_mode
 from vo3.chat.tags import ANSWER_END, CALL_END, ParsedTurn
-from vo3.chat.tokens import Role
-from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.rollout import events
-from vo3.rollout.errors import ContextError
-from vo3.rollout.kv_cache import prefix_key
-from vo3.rollout.policy import RolloutPolicy
+from vo3.rollout.context import Context, Counts
 from vo3.rollout.sampler import Sampling
-from vo3.rollout.stops import StopWatch, decode
-from vo3.trajectory import Call, Outcome, Task, Trajectory, Turn
+from vo3.rollout.setting import Opening, Setting
+from vo3.rollout.stops import SampledTurn, StopWatch, decode
+from vo3.trajectory import Call, Outcome, Trajectory, Turn
 from vo3.video import Clip, VideoError
-
-if TYPE_CHECKING:
-    from vo3.rollout.engine import Engine
 
 # What is wrong with the call, not with the video: the model may try again.
 _CALL_ERRORS = ("window", "strategy")
@@ -65,24 +63,77 @@ class _End:
     limit: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Begin:
+    """Asks that the opening, and the header of the first turn, be in the context and prefilled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Asks that the context's waiting tokens be prefilled.
+
+    Attributes:
+      clip: shown by them, if any.
+      row: of the conversation's vision features that the clip's first one is.
+    """
+
+    clip: Clip | None
+    row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Asks for a `SampledTurn`, whose tokens shall be in the context.
+
+    Attributes:
+      watch: says when it ends.
+      on_token: to be called with each token and the text it adds.
+    """
+
+    watch: StopWatch
+    on_token: Callable[[int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Asks for the clip of a call; a VideoError is thrown in instead."""
+
+    call: Call
+
+
+Request = Begin | Prefill | Sample | Look
+
+
 class Run:
     """State of one rollout."""
 
     def __init__(
         self,
-        engine: Engine,
-        task: Task,
-        video: Video,
-        policy: RolloutPolicy,
+        setting: Setting,
+        opening: Opening,
+        *,
+        context: Context,
+        counts: Counts,
+        duration: float,
         sampling: Sampling,
-        on_event: OnEvent | None,
+        on_event: OnEvent | None = None,
     ):
-        self.engine, self.task, self.video = engine, task, video
-        self.policy, self.sampling = policy, sampling
+        """Prepares a rollout; `steps` runs it.
+
+        Args:
+          setting: the engine's.
+          opening: of the task.
+          context: of the conversation, filled by both sides.
+          counts: of the driver, for the record.
+          duration: of the video, seconds.
+          sampling: for the record; the driver draws.
+          on_event: called with every event as it happens.
+        """
+        self.setting, self.opening, self.task = setting, opening, opening.task
+        self.context, self.counts, self.duration = context, counts, duration
+        self.policy, self.sampling = setting.policy, sampling
         self.on_event = on_event
-        self.session = engine.session(policy)
-        self.limit = engine.max_length(policy) - policy.reserved(engine.max_length(policy))
-        self.tools = task_mode(task) in ("tool", "open")
+        self.tools = task_mode(self.task) in ("tool", "open")
         self.turns: list[Turn] = []
         self.clips: list[Clip] = []
         self.rounds = 0
@@ -90,34 +141,33 @@ class Run:
 
     # The loop.
 
-    def finish(self) -> Rollout:
-        """Runs to the end."""
+    def steps(self) -> Generator[Request, Any, Rollout]:
+        """Runs to the end: yields requests, is sent what they ask for, returns the rollout."""
         began = time.perf_counter()
-        self._open()
+        yield from self._open(began)
         forced = False
         while True:
-            turn, parsed = self._assistant_turn(forced)
+            turn, parsed = yield from self._assistant_turn(forced)
             self.rounds += 1
             end = self._judge(turn, forced)
             if end is None:
-                forced, end = self._reply(parsed)
+                forced, end = yield from self._reply(parsed)
             if end is not None:
                 break
-        counts = self.session.counts
         self.meta |= {
             "seed": self.sampling.seed,
             "temperature": self.sampling.temperature,
             "limit": end.limit,
-            "tokens": {"context": len(self.session.context), **dataclasses.asdict(counts)},
-            "seconds": time.perf_counter() - began,
+            "tokens": {"context": len(self.context), **dataclasses.asdict(self.counts)},
+            "seconds": time.perf_counter() - began + self.opening.seconds,
         }
         trajectory = Trajectory(
             task=self.task,
             turns=tuple(self.turns),
             outcome=end.outcome,
             answer=end.answer,
-            model=_name(self.engine.model),
-            prompt_pack=self.engine.pack.name,
+            model=self.setting.model,
+            prompt_pack=self.setting.pack.name,
             meta=self.meta,
         )
         return Rollout(trajectory, tuple(self.clips))
@@ -137,21 +187,21 @@ class Run:
             return _End("refused")
         return _End("text", turn.text.strip())
 
-    def _reply(self, parsed: ParsedTurn) -> tuple[bool, _End | None]:
+    def _reply(self, parsed: ParsedTurn) -> Generator[Request, Any, tuple[bool, _End | None]]:
         """Answers a call. Returns whether the next turn is forced, and the end where there is no next turn."""
         began = time.perf_counter()
         limit = self._limit()
         last = self.rounds >= self.policy.max_turns
         if limit or (last and not self.policy.force_answer):
-            return self._stop(limit or "rounds", began)
-        reply, clip, end = self._carry_out(parsed)
+            return (yield from self._stop(limit or "rounds", began))
+        reply, clip, end = yield from self._carry_out(parsed)
         if end is not None:
             return False, end
         if last:
-            text = f"{reply.text}\n{self.engine.pack.forced(self.task)}"
+            text = f"{reply.text}\n{self.setting.pack.forced(self.task)}"
             reply = dataclasses.replace(reply, kind="forced", text=text)
-        if not self._add(reply, clip, began):
-            return self._stop("context", began)
+        if not (yield from self._add(reply, clip, began)):
+            return (yield from self._stop("context", began))
         if last:
             self.meta["forced_by"] = "rounds"
         return last, None
@@ -160,86 +210,52 @@ class Run:
         """The limit that leaves no room for another clip."""
         if len(self.clips) >= self.policy.max_videos:
             return "videos"
-        return "context" if len(self.session.context) >= self.limit else None
+        return "context" if len(self.context) >= self.setting.limit else None
 
-    def _stop(self, limit: str, began: float) -> tuple[bool, _End | None]:
+    def _stop(self, limit: str, began: float) -> Generator[Request, Any, tuple[bool, _End | None]]:
         """A limit was hit while calling: the final answer is asked for, or the rollout has exceeded."""
-        forced = Turn("forced", self.engine.pack.forced(self.task))
-        if not self.policy.force_answer or not self._add(forced, None, began, reserve=False):
+        if not self.policy.force_answer:
+            return False, _End("exceeded", limit=limit)
+        forced = Turn("forced", self.setting.pack.forced(self.task))
+        if not (yield from self._add(forced, None, began, reserve=False)):
             return False, _End("exceeded", limit=limit)
         self.meta["forced_by"] = limit
         return True, None
 
     # Turns.
 
-    def _open(self) -> None:
-        """System turn and question with the overview, prefilled or taken from an earlier question."""
-        began = time.perf_counter()
-        engine, task = self.engine, self.task
-        overview = engine.overview(self.video)
-        shown = overview.observation(0)
-        read = time.perf_counter() - began
-        system = Turn("system", engine.pack.system(task))
-        question = Turn(
-            "question", engine.pack.question(task, overview=shown), observations=(shown,)
-        )
-        encoded = encode([system, question], engine.tokenizer, **self._encoding())
-        header = assistant_header(engine.tokenizer)
-        if len(encoded) + len(header) >= self.limit:
-            raise ContextError(
-                f"the question takes {len(encoded)} tokens, {shown.tokens} of them the overview, and the context of "
-                f"{engine.max_length(self.policy)} must keep {self.policy.reserved(engine.max_length(self.policy))} free; "
-                "shorten the question, lower CropPolicy.overview_quota or raise max_length"
-            )
+    def _open(self, began: float) -> Generator[Request, Any, None]:
+        """System turn and question with the overview."""
+        system, question = self.opening.turns
+        overview, read = self.opening.overview, self.opening.seconds
         self._emit(events.TurnEnd(0, system))
-        self._emit(events.Observation(1, shown, overview, read))
-        session = self.session
-        # Up to the token that closes the overview nothing depends on the question.
-        prefix = int((encoded.roles == Role.OVERVIEW).nonzero()[0][-1]) + 2
-        key = prefix_key([encoded.ids[:prefix], encoded.positions[:, :prefix], overview.frames])
-        kept = engine.prefixes.get(key)
-        if kept is None:
-            session.show(overview)
-        session.context.append(encoded)
-        if kept is not None:
-            session.resume(kept)
-        else:
-            session.flush(prefix)
-            if engine.prefixes.wanted:
-                engine.prefixes.put(key, session.snapshot())
-            else:
-                session.grow()
-        session.context.append_ids(header)
-        session.flush()
-        session.wait()
+        self._emit(events.Observation(1, question.observations[0], overview, read))
+        yield Begin()
         self.clips.append(overview)
-        question = dataclasses.replace(question, seconds=time.perf_counter() - began)
+        question = dataclasses.replace(question, seconds=read + time.perf_counter() - began)
         self.turns += [system, question]
         self._emit(events.TurnEnd(1, question))
 
-    def _assistant_turn(self, forced: bool) -> tuple[Turn, ParsedTurn]:
+    def _assistant_turn(self, forced: bool) -> Generator[Request, Any, tuple[Turn, ParsedTurn]]:
         began = time.perf_counter()
-        engine, number = self.engine, len(self.turns)
+        setting, number = self.setting, len(self.turns)
         self._emit(events.TurnStart(number, forced))
-        room = engine.max_length(self.policy) - len(self.session.context)
+        room = setting.max_length - len(self.context)
         # Where no call is possible any more only an answer can end the turn early.
         closed = () if self.tools and not forced else (CALL_END,)
         tags = [tag for tag in self.policy.stop if tag not in closed]
         watch = StopWatch(
-            engine.tokenizer,
+            setting.tokenizer,
             tags=tags,
-            ends=engine.ends,
+            ends=setting.ends,
             limit=min(self.policy.max_new_tokens, room),
         )
-        sampled = engine.sample_turn(
-            self.session,
-            watch,
-            self.sampling,
-            lambda token, text: self._emit(events.Token(number, token, text)),
+        sampled: SampledTurn = yield Sample(
+            watch, lambda token, text: self._emit(events.Token(number, token, text))
         )
         ids = sampled.ids[:-1] if sampled.stop == "end" else sampled.ids
-        text = decode(ids, engine.tokenizer)
-        parsed = parse_turn(text, self.video.duration)
+        text = decode(ids, setting.tokenizer)
+        parsed = parse_turn(text, self.duration)
         turn = Turn(
             kind=parsed.kind,
             text=text,
@@ -254,72 +270,57 @@ class Run:
         self._emit(events.TurnEnd(number, turn))
         return turn, parsed
 
-    def _carry_out(self, parsed: ParsedTurn) -> tuple[Turn | None, Clip | None, _End | None]:
+    def _carry_out(
+        self, parsed: ParsedTurn
+    ) -> Generator[Request, Any, tuple[Turn | None, Clip | None, _End | None]]:
         """The observation or error turn that a call deserves, with the clip it shows."""
-        pack = self.engine.pack
         if parsed.call is None:
             return self._error(parsed.error or "the call could not be read."), None, None
         try:
-            clip = self._crop(parsed.call)
+            clip = yield Look(parsed.call)
         except VideoError as error:
             if self.policy.mode == "rl" and error.kind not in _CALL_ERRORS:
                 self.meta["video_error"] = {"kind": error.kind, "message": str(error)}
                 return None, None, _End("void")
             return self._error(str(error)), None, None
         shown = clip.observation(len(self.clips), parsed.call.strategy)
-        text = pack.observation(self.rounds, shown)
+        text = self.setting.pack.observation(self.rounds, shown)
         return Turn("observation", text, observations=(shown,)), clip, None
 
-    def _crop(self, call: Call) -> Clip:
-        return self.video.crop(call.start, call.end, call.strategy)
-
     def _error(self, message: str) -> Turn:
-        return Turn("error", self.engine.pack.error(self.rounds, message), error=message)
+        return Turn("error", self.setting.pack.error(self.rounds, message), error=message)
 
-    def _add(self, turn: Turn, clip: Clip | None, began: float, *, reserve: bool = True) -> bool:
+    def _add(
+        self, turn: Turn, clip: Clip | None, began: float, *, reserve: bool = True
+    ) -> Generator[Request, Any, bool]:
         """Appends a user turn and what opens the next assistant turn; False, with nothing changed, if it does not fit."""
-        engine, session = self.engine, self.session
-        context = session.context
+        setting, context = self.setting, self.context
         number = len(self.turns)
-        tail = assistant_tail(self.turns[-1].ids or (), engine.tokenizer)
-        header = assistant_header(engine.tokenizer)
+        tail = assistant_tail(self.turns[-1].ids or (), setting.tokenizer)
         state = dataclasses.replace(
             context.state,
             length=len(context) + len(tail),
             position=context.state.position + len(tail),
         )
-        encoded = encode_turn(turn, engine.tokenizer, after=state, **self._encoding())
-        total = encoded.state.length + len(header)
-        if total >= (self.limit if reserve else engine.max_length(self.policy)):
+        encoded = setting.encode([turn], after=state)
+        total = encoded.state.length + len(setting.header)
+        if total >= (setting.limit if reserve else setting.max_length):
             return False
         if clip is not None:
             self._emit(
                 events.Observation(number, turn.observations[0], clip, time.perf_counter() - began)
             )
-            session.show(clip)
             self.clips.append(clip)
+        row = context.state.features
         context.append_ids(tail)
         context.append(encoded)
-        context.append_ids(header)
-        session.flush()
-        session.wait()
+        context.append_ids(setting.header)
+        yield Prefill(clip, row)
         turn = dataclasses.replace(turn, seconds=time.perf_counter() - began)
         self.turns.append(turn)
         self._emit(events.TurnEnd(number, turn))
         return True
 
-    def _encoding(self) -> dict[str, Any]:
-        config = self.engine.model.config
-        return {
-            "mrope_time": config.mrope_time,
-            "spatial_merge_size": config.vision.spatial_merge_size,
-        }
-
     def _emit(self, event: events.Event) -> None:
         if self.on_event is not None:
             self.on_event(event)
-
-
-def _name(model: Qwen2_5_VL) -> str | None:
-    source = getattr(model, "source", None)
-    return None if source is None else str(source)

@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from vo3.models.qwen2_5_vl.cache import KVCache
-from vo3.models.qwen2_5_vl.vision import vision_inputs
 from vo3.rollout.buckets import Buckets, smallest
-from vo3.rollout.context import Context, Features, Tokens
+from vo3.rollout.context import Context, Counts, Features, Tokens
 from vo3.rollout.kv_cache import Prefix
 from vo3.rollout.programs import Programs
 from vo3.rollout.sampler import Drawn, Knobs, Sampling
-from vo3.rollout.stops import Stop, StopWatch
-from vo3.video import Clip, patchify
+from vo3.rollout.stops import SampledTurn, StopWatch
+from vo3.rollout.vision import clip_patches
+from vo3.video import Clip
 
 # Slots kept free when a cache is chosen for a prompt: most turns then end before it must grow.
 _SLACK = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledTurn:
-    """What was sampled in a turn.
-
-    Attributes:
-      ids: as sampled, an end token included.
-      logprobs: of each id; see `vo3.rollout.sampler.Drawn`.
-      stop: why it ended.
-    """
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    stop: Stop
-
-
-@dataclasses.dataclass
-class Counts:
-    """Tokens and patches that went through the model."""
-
-    prefilled: int = 0
-    shared: int = 0
-    sampled: int = 0
-    patches: int = 0
 
 
 class Session:
@@ -69,27 +43,13 @@ class Session:
         """The jitted functions."""
         return self._programs
 
-    def show(self, clip: Clip) -> None:
-        """Encodes a clip, some temporal patches at a time; its tokens must be appended next."""
-        vision = self._programs.config.vision
-        t, height, width = clip.grid
-        table = self._buckets.patches
-        smallest(height * width, table, what=f"patches of one {clip.width} x {clip.height} frame")
-        steps = table[-1] // (height * width)
-        merge = vision.spatial_merge_size**2
-        start = self.context.state.features
-        for first in range(0, t, steps):
-            last = min(t, first + steps)
-            frames = clip.frames[2 * first : 2 * last]
-            patches, grid = patchify(frames, patch_size=vision.patch_size)
-            bucket = smallest(len(patches), table, what="patches")
-            inputs = vision_inputs([grid], vision, pad_patches=bucket)
-            padded = np.zeros((bucket, patches.shape[1]), np.float32)
-            padded[: len(patches)] = patches
-            array = self._programs.encode(padded, inputs)
-            self.context.features.append(Features(start, len(patches) // merge, array))
-            self.counts.patches += len(patches)
-            start += len(patches) // merge
+    def show(self, clip: Clip, row: int = 0) -> None:
+        """Encodes a clip whose first feature is the conversation's `row`-th, some temporal patches at a time."""
+        vision, table = self._programs.config.vision, self._buckets.patches
+        for call in clip_patches(clip, vision, table, row):
+            array = self._programs.encode(call.patches, call.inputs)
+            self.context.features.append(Features(call.row, call.count, array))
+            self.counts.patches += call.used
 
     def flush(self, count: int | None = None) -> None:
         """Prefills the first `count` waiting tokens, or all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -12,6 +13,21 @@ Stop = Literal["tag", "end", "length"]
 # An unfinished character decodes to this; one of UTF-8 takes at most four bytes, each maybe a token of its own.
 _UNFINISHED = "\ufffd"
 _MAX_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledTurn:
+    """What was sampled in a turn.
+
+    Attributes:
+      ids: as sampled, an end token included.
+      logprobs: of each id; see `vo3.rollout.sampler.Drawn`.
+      stop: why it ended.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop: Stop
 
 
 class TextStream:

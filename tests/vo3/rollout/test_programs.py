@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from vo3.rollout import programs as programs_lib
+from vo3.rollout import weights as weights_lib
 from vo3.rollout.programs import Programs
 from vo3.rollout.sampler import Drawn, Knobs, Sampling
 
@@ -34,7 +34,7 @@ def test_a_decoded_token_copies_no_weights(monkeypatch):
     model = Qwen2_5_VL(config, rngs=nnx.Rngs(0))
     layer = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model.decoder.layers))) // 3
     assert _temporaries(model) < layer / 4
-    monkeypatch.setattr(programs_lib, "_SPLIT_BYTES", 0)
+    monkeypatch.setattr(weights_lib, "_SPLIT_BYTES", 0)
     assert _temporaries(model) > layer / 4
 
 

@@ -1,0 +1,141 @@
+"""A task and its n rollouts on their way through a batch of groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from vo3.models.qwen2_5_vl.config import VisionConfig
+from vo3.rollout.context import Context, Counts
+from vo3.rollout.errors import RolloutError
+from vo3.rollout.host_calls import HostCalls, Ticket
+from vo3.rollout.leaf import Leaf
+from vo3.rollout.run import Rollout, Video
+from vo3.rollout.sampler import Sampling
+from vo3.rollout.setting import Opening, Setting
+from vo3.rollout.stream import Stream
+from vo3.rollout.vision import Patches, clip_patches
+from vo3.trajectory import Task
+from vo3.video import Clip, VideoError
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupRollout:
+    """The rollouts of one task.
+
+    Attributes:
+      task: the task.
+      rollouts: all n of them, in order; none when the group could not begin.
+      error: why it could not begin: the overview cannot be read, or the question is longer than the context.
+    """
+
+    task: Task
+    rollouts: tuple[Rollout, ...]
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a host thread makes of a task's video."""
+
+    video: Video
+    overview: Clip
+    patches: list[Patches]
+    seconds: float
+
+
+class Group:
+    """A task: first its video is opened on a host thread, then it stands in a slot.
+
+    Attributes:
+      task: the task.
+      number: of the group in its run.
+      prompt: the opening's tokens, on their way into the prefix.
+      leaves: its rollouts; empty until `start`.
+      error: why it could not begin.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        number: int,
+        *,
+        open_video: Callable[[Task], Video],
+        host: HostCalls,
+        vision: VisionConfig,
+        table: tuple[int, ...],
+    ):
+        """Has the video opened and the overview read.
+
+        Args:
+          task, number: see above.
+          open_video: opens the task's video.
+          host: where to.
+          vision: of the model.
+          table: buckets of patches.
+        """
+        self.task, self.number = task, number
+        self.prompt: Stream | None = None
+        self.leaves: tuple[Leaf, ...] = ()
+        self.error: str | None = None
+        self._host, self._vision, self._table = host, vision, table
+        self.name = task.video if isinstance(task.video, str) else f"the video of task {task.id}"
+
+        def work() -> Opened:
+            began = time.perf_counter()
+            video = open_video(task)
+            overview = video.overview()
+            patches = list(clip_patches(overview, vision, table, 0))
+            return Opened(video, overview, patches, time.perf_counter() - began)
+
+        self.ticket: Ticket[Opened] = host.submit(work, self.name)
+
+    def start(self, setting: Setting, samplings: list[Sampling], *, longest: int) -> None:
+        """Encodes the question and begins the rollouts; sets `error` where that cannot be.
+
+        Args:
+          setting: of the engine.
+          samplings: one per rollout, with its seed.
+          longest: tokens that a prefix may have.
+        """
+        try:
+            opened = self.ticket.result()
+            opening = Opening.of(self.task, opened.overview, setting, seconds=opened.seconds)
+            length = len(opening.encoded) + len(setting.header)
+            if length > longest:
+                raise RolloutError(
+                    f"the question takes {length} tokens with its overview, and the largest prefix bucket holds {longest}; add "
+                    "a bucket that holds it, or lower CropPolicy.overview_quota"
+                )
+        except (VideoError, RolloutError) as error:
+            self.error = f"{type(error).__name__}: {error}"
+            return
+        context = Context()
+        context.append(opening.encoded)
+        context.append_ids(setting.header)
+        self.prompt = Stream(context, Counts())
+        self.prompt.show(opened.patches, 0)
+        self.leaves = tuple(
+            Leaf(setting, opening, opened.video, sampling, self._fetch(opened.video))
+            for sampling in samplings
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.error is not None or all(leaf.stage == "done" for leaf in self.leaves)
+
+    def result(self) -> GroupRollout:
+        """The finished group."""
+        return GroupRollout(self.task, tuple(leaf.rollout for leaf in self.leaves), self.error)
+
+    def _fetch(self, video: Video):
+        def fetch(call) -> Ticket[tuple[Clip, list[Patches]]]:
+            def work() -> tuple[Clip, list[Patches]]:
+                clip = video.crop(call.start, call.end, call.strategy)
+                return clip, list(clip_patches(clip, self._vision, self._table, 0))
+
+            return self._host.submit(work, self.name)
+
+        return fetch
