@@ -11,5 +11,7 @@ from vo3.train.config import defaults
 def get_config() -> ml_collections.ConfigDict:
     """Decoder and merger train, the vision tower is frozen; half of stage 2's batch."""
     config = defaults()
+    # As released: positions count whole seconds per step. At 2 fps, so in all but long overviews, this is "constant".
+    config.data.mrope_time = "hf_int"
     config.data.trajectories_per_step = 128
     return config

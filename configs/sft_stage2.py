@@ -11,6 +11,8 @@ from vo3.train.config import defaults
 def get_config() -> ml_collections.ConfigDict:
     """As stage 1 at twice the batch; a step in ten is masked as released."""
     config = defaults()
+    # As released: positions count whole seconds per step. At 2 fps, so in all but long overviews, this is "constant".
+    config.data.mrope_time = "hf_int"
     config.data.trajectories_per_step = 256
     config.tdam.policy = "released"
     config.tdam.mask_ratio = 0.1

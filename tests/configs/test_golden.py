@@ -35,6 +35,8 @@ def test_the_published_values_stand():
         assert (config.optim.warmup, config.epochs, config.steps) == (0.1, 1, 0)
         assert (config.data.tokens_per_row, config.dtype) == (40_000, "bfloat16")
         assert config.data.crop_policy == "sft"
+        # The released code hands seconds per step to transformers 4.57, which cuts them to whole ones.
+        assert config.data.mrope_time == "hf_int"
     assert (one.tdam.policy, two.tdam.policy, two.tdam.mask_ratio) == ("off", "released", 0.1)
     assert (one.data.trajectories_per_step, two.data.trajectories_per_step) == (128, 256)
 

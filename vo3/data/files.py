@@ -13,13 +13,14 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from etils import epath
 
 from vo3.data.rejects import RowError
 
+FileFormat = Literal["auto", "json", "jsonl", "parquet"]
 SUFFIXES = (".json", ".jsonl", ".parquet")
 _CHUNK = 1 << 24
 
@@ -43,17 +44,26 @@ class RowFiles:
       fingerprint: a hash of their contents.
     """
 
-    def __init__(self, path: epath.PathLike | Sequence[epath.PathLike]):
+    def __init__(
+        self, path: epath.PathLike | Sequence[epath.PathLike], *, format: FileFormat = "auto"
+    ):
         """Finds the rows.
 
         Args:
           path: a file, a folder of files, a pattern with `*` in the last part, or a list of these.
+          format: of the files, whatever their names end in; of a folder those ending in `SUFFIXES` are taken. "auto": by the
+            ending, and an array in a .jsonl file or lines in a .json file are noticed.
 
         Raises:
           FileNotFoundError: there is no such file, or the folder or pattern holds none.
           ValueError: an unknown kind of file, or a JSON array that cannot be told apart into rows.
         """
-        self.files: list[Rows] = [_open(file) for file in find_files(path)]
+        if format not in get_args(FileFormat):
+            raise ValueError(
+                f"unknown file format {format!r}; one of {', '.join(get_args(FileFormat))}"
+            )
+        found = find_files(path, any_ending=format != "auto")
+        self.files: list[Rows] = [_open(file, format) for file in found]
         self._ends = np.cumsum([len(file) for file in self.files])
         digest = hashlib.blake2b(digest_size=16)
         for file in self.files:
@@ -87,8 +97,14 @@ class RowFiles:
         return f"{os.path.basename(self.files[which].name)}:{index - start + 1}"
 
 
-def find_files(path: epath.PathLike | Sequence[epath.PathLike]) -> list[epath.Path]:
+def find_files(
+    path: epath.PathLike | Sequence[epath.PathLike], *, any_ending: bool = False
+) -> list[epath.Path]:
     """The annotation files of a path, a folder, a pattern or a list of these, sorted by name within each.
+
+    Args:
+      path: see `RowFiles`.
+      any_ending: a pattern means every file that it matches; else those ending in `SUFFIXES`.
 
     Raises:
       FileNotFoundError, ValueError: see `RowFiles`.
@@ -96,15 +112,17 @@ def find_files(path: epath.PathLike | Sequence[epath.PathLike]) -> list[epath.Pa
     if isinstance(path, (list, tuple)):
         if not path:
             raise FileNotFoundError("an empty list of annotation files")
-        return [file for one in path for file in find_files(one)]
+        return [file for one in path for file in find_files(one, any_ending=any_ending)]
     path = epath.Path(path)
     if "*" in path.name or path.is_dir():
-        several = path.parent.glob(path.name) if "*" in path.name else path.iterdir()
+        pattern = "*" in path.name
+        several = path.parent.glob(path.name) if pattern else path.iterdir()
         # A run's rejects, written into the folder of its rows, are none.
         found = sorted(
             file
             for file in several
-            if file.suffix in SUFFIXES and not file.stem.endswith("rejects")
+            if (file.suffix in SUFFIXES or (pattern and any_ending))
+            and not file.stem.endswith("rejects")
         )
     else:
         if not path.exists():
@@ -117,12 +135,17 @@ def find_files(path: epath.PathLike | Sequence[epath.PathLike]) -> list[epath.Pa
     return found
 
 
-def _open(path: epath.Path) -> Rows:
-    if path.suffix == ".parquet":
+def _open(path: epath.Path, format: FileFormat) -> Rows:
+    if format == "parquet" or (format == "auto" and path.suffix == ".parquet"):
         return ParquetRows(path)
+    if format == "jsonl":
+        return _json_lines(path)
+    if format == "json":
+        return _json_array(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(
-            f"{path}: rows are read from files ending in {', '.join(SUFFIXES)}; rename or convert it"
+            f"{path}: rows are read from files ending in {', '.join(SUFFIXES)}; rename or convert it, or say what it is "
+            "(data.format)"
         )
     with path.open("rb") as file:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -227,7 +250,12 @@ def _json_array(path: epath.Path) -> JsonRows:
     decoder = json.JSONDecoder()
     starts, stops = [], []
     # Characters and bytes differ outside of ASCII: `at` counts the former, `byte` the latter.
-    at = text.index("[") + 1
+    at = _skip_blanks(text, int(text.startswith("\ufeff")))
+    if text[at : at + 1] != "[":
+        raise ValueError(
+            f"{path}: not a JSON array: it begins with {text[at : at + 20]!r}; rows one a line are jsonl"
+        )
+    at += 1
     byte = len(text[:at].encode())
     try:
         while True:

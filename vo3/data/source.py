@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from vo3.data.clips import clip_refs
-from vo3.data.files import RowFiles
+from vo3.data.files import FileFormat, RowFiles
 from vo3.data.rejects import RowError
 from vo3.data.seeker import SFT_FRAME_FPS, sft_trajectory
 from vo3.trajectory import Trajectory
@@ -49,9 +49,10 @@ class RowSource:
         *,
         videos: epath.PathLike | None = None,
         frame_fps: float = SFT_FRAME_FPS,
+        files: FileFormat = "auto",
     ):
-        """Finds the rows; arguments and errors as for `vo3.data.seeker.read_sft`."""
-        self._rows = RowFiles(path)
+        """Finds the rows; arguments and errors as for `vo3.data.seeker.read_sft` and `RowFiles`."""
+        self._rows = RowFiles(path, format=files)
         self._videos = None if videos is None else os.fspath(videos)
         self._frame_fps = frame_fps
         self.fingerprint = _hash(_READER, self._rows.fingerprint, self._videos, frame_fps)
@@ -146,6 +147,7 @@ def open_source(
     *,
     format: Format = "auto",
     videos: epath.PathLike | None = None,
+    files: FileFormat = "auto",
 ) -> RowSource | TfdsSource:
     """The source at a path.
 
@@ -153,6 +155,7 @@ def open_source(
       path: annotation files (`vo3.data.files.RowFiles`) or a prepared data set (`TfdsSource`).
       format: "rows" or "tfds"; "auto" looks.
       videos: folder that relative video paths start from.
+      files: how annotation files are read, whatever their names end in.
 
     Raises:
       FileNotFoundError, ValueError: nothing there that can be read.
@@ -163,7 +166,7 @@ def open_source(
         several = isinstance(path, (list, tuple))
         format = "rows" if several or prepared_folder(path) is None else "tfds"
     if format == "rows":
-        return RowSource(path, videos=videos)
+        return RowSource(path, videos=videos, files=files)
     return TfdsSource(path, videos=videos)
 
 

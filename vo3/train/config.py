@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("rows", "tfds", "clueworld"),
     "data.format": ("auto", "json", "jsonl", "parquet"),
     "data.crop_policy": ("rl", "sft", "eval", "qwen3_vl"),
+    "data.mrope_time": ("constant", "hf_int", "exact"),
     "tdam.policy": ("off", "released", "predictor", "turn"),
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("cosine", "constant"),
@@ -81,8 +82,11 @@ def defaults() -> ml_collections.ConfigDict:
     )
     c.data.rows = ""  # a file, or with "tfds" its data_dir
     c.data.videos = ""  # the root of relative video paths
-    c.data.format = "auto"
+    c.data.format = "auto"  # of the files; "auto": what their names end in
     c.data.crop_policy = "sft"
+    c.data.mrope_time = (
+        "constant"  # how a step in a clip's time becomes a position: vo3.chat.positions
+    )
     c.data.prompt_pack = "default"
     c.data.tokens_per_row = 40_000
     c.data.length_multiple = 128  # buckets are multiples of it
@@ -379,6 +383,8 @@ def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:
             f"tdam.policy={c.tdam.policy!r} with tdam.mask_ratio={c.tdam.mask_ratio}: "
             "a policy needs a ratio above 0, and 'off' the ratio 0"
         )
+    if c.data.source != "rows" and c.data.format != "auto":
+        yield f"data.format={c.data.format!r} says how files of rows are read, and data.source={c.data.source!r} has none; drop it"
     if c.data.source == "clueworld" and c.model != "clueworld":
         yield f"data.source='clueworld' is encoded for model='clueworld', not {c.model!r}"
     if c.data.source == "clueworld" and c.tdam.policy == "released":

@@ -45,12 +45,14 @@ class Feed(Protocol):
       steps_per_epoch: steps of an epoch; None where the data does not end.
       single: every step is one micro-batch.
       plan: a fingerprint of the order of the data; "" where the config says it all.
+      rejected: share of the rows that cannot be used; None where there are no rows.
       tokenizer: of the ids.
     """
 
     steps_per_epoch: int | None
     single: bool
     plan: str
+    rejected: float | None
     tokenizer: Any
 
     def prepare(self, run: Trainable, frozen: Params) -> None:
@@ -66,6 +68,7 @@ class ClueWorldFeed:
     steps_per_epoch = None
     single = True
     plan = ""
+    rejected = None
 
     def __init__(self, config: ml_collections.ConfigDict):
         fields = dict(config.data.clueworld)
@@ -106,6 +109,7 @@ class ListFeed:
     """
 
     plan = ""
+    rejected = None
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class RowFeed:
 
     Attributes:
       data: the `vo3.data.plan.Plan`.
+      rejected: share of the rows that are left out for good.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, workdir: epath.PathLike):
@@ -54,7 +55,9 @@ class RowFeed:
         self._model = architecture(config)
         self.tokenizer, self._policy = tokenizer_of(config), crop_policy_of(config)
         kind = "tfds" if data.source == "tfds" else "rows"
-        self._source = open_source(data.rows, format=kind, videos=data.videos or None)
+        self._source = open_source(
+            data.rows, format=kind, videos=data.videos or None, files=data.format
+        )
         lengths = self._lengths()
         rejects = lengths.rejected(max_length=data.tokens_per_row)
         if processes.first():
@@ -65,6 +68,7 @@ class RowFeed:
                 "%d of %d rows are left out (%s); reasons: %s",
                 len(rejects), len(lengths), rejects.by_rule(), self._workdir / "rejects.jsonl",
             )  # fmt: skip
+        self.rejected = len(rejects) / len(lengths)
         rejects.check(data.reject_limit, where=str(self._workdir / "rejects.jsonl"))
         self._rows = data.rows_per_device * sharding.row_ways(mesh)
         self._group, self._groups = sharding.row_groups(mesh)
@@ -139,7 +143,7 @@ class RowFeed:
             crop_policy=self._policy,
             vision=self._model.vision,
             rows_per_batch=self._rows,
-            encoding=Encoding(self._model.mrope_time, self._config.tdam.policy),
+            encoding=Encoding(data.mrope_time, self._config.tdam.policy),
             start_step=start,
             stop_step=stop,
             process_index=self._group,

@@ -147,7 +147,7 @@ def _loop(
             if metrics.fault:
                 _report_fault(workdir, done, hosts, metrics, checkpoints.steps(), config.on_nan)
             if done % config.log.every == 0 or done == config.steps:
-                log.write(meter.row(done, _values(metrics, run, done, programs)))
+                log.write(meter.row(done, _values(metrics, run, done, programs, feed)))
             if (
                 config.log.samples_every
                 and done % config.log.samples_every == 1 % config.log.samples_every
@@ -190,7 +190,9 @@ def _step(
     return hosts, state, jax.device_get(metrics), waited
 
 
-def _values(metrics: Metrics, run: Trainable, done: int, programs: Programs) -> dict[str, float]:
+def _values(
+    metrics: Metrics, run: Trainable, done: int, programs: Programs, feed: Feed
+) -> dict[str, float]:
     values = {
         "loss": float(metrics.entropy),
         "accuracy": float(metrics.accuracy),
@@ -198,6 +200,8 @@ def _values(metrics: Metrics, run: Trainable, done: int, programs: Programs) -> 
         "rate": float(run.rate(done - 1)),
         "programs": programs.compiled(),
     }
+    if feed.rejected is not None:
+        values["rejected"] = feed.rejected
     if run.config.loss.z_loss or run.config.loss.label_smoothing:
         values["objective"] = float(metrics.loss)
     if run.config.tdam.policy != "off":

@@ -150,6 +150,20 @@ def test_missing_and_unknown_files(tmp_path):
         RowFiles(tmp_path / "rows.csv")
 
 
+def test_a_format_that_is_named_outweighs_the_ending(tmp_path):
+    lines = write_jsonl(tmp_path / "part-0.txt", ROWS)
+    (tmp_path / "part-1.txt").write_text("\ufeff" + json.dumps(ROWS[:1]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1]), tmp_path / "table.json")
+    assert list(RowFiles(lines, format="jsonl")) == ROWS
+    assert list(RowFiles(tmp_path / "part-1.txt", format="json")) == ROWS[:1]
+    assert RowFiles(tmp_path / "table.json", format="parquet")[0]["id"] == ROWS[0]["id"]
+    assert list(RowFiles(tmp_path / "part-0*", format="jsonl")) == ROWS
+    with pytest.raises(ValueError, match=r"part-0.*not a JSON array: it begins with"):
+        RowFiles(lines, format="json")
+    with pytest.raises(ValueError, match="one of auto, json, jsonl, parquet"):
+        RowFiles(lines, format="csv")
+
+
 def test_parquet_rows_by_number(tmp_path):
     rows = [{"id": str(i), "nested": [{"a": i}]} for i in range(23)]
     pyarrow.parquet.write_table(

@@ -63,6 +63,7 @@ def test_a_section_that_does_not_exist_cannot_be_set():
         ({"mesh.context": 3}, "cannot be split over mesh.context=3"),
         ({"lora.rank": 8, "optim.name": "muon"}, "use 'adamw'"),
         ({"init_vision": "a.npz", "init_from": "run"}, "drop one"),
+        ({"data.source": "tfds", "data.format": "json"}, "data.source='tfds' has none"),
     ],
 )
 def test_contradictions_are_refused(changes, message):
