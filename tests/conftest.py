@@ -24,7 +24,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Parallel workers share the cores: more threads than that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For this process and those that tests start. A size limit makes writers take a lock, so that parallel workers never read half
+# an entry, and note when an entry was read: one writer without a limit, and every later write of the others fails for want of
+# that note. Hence a directory that nothing else uses.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax-tests")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import filelock  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
@@ -35,10 +42,18 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 jaxtyping.install_import_hook(["vo3", "pallas_kernels"], "shapes.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-# A size limit makes writers take a lock, so that parallel workers never read half an entry.
-jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+
+
+def _drop_half_entries(folder: pathlib.Path) -> None:
+    """A process killed while it wrote leaves an entry without its note, at which every later write would fail."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lockfile"):
+        for entry in folder.glob("*-cache"):
+            if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
+                entry.unlink()
+
+
+_drop_half_entries(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
 
 hypothesis.settings.register_profile(
     "vo3",

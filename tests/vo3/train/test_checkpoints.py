@@ -176,9 +176,7 @@ def test_a_file_system_that_takes_no_more_is_named(tmp_path):
 
 def environment(**more):
     # The same flags as here, unless others are given: bitwise holds on the same machine with the same devices.
-    keep = dict(os.environ)
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
-    return {**keep, **cache, "PYTHONPATH": f"{ROOT}:{HERE}", "JAX_PLATFORMS": "cpu", **more}
+    return {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "JAX_PLATFORMS": "cpu", **more}
 
 
 def start(workdir, *arguments, **more):
@@ -223,7 +221,9 @@ def losses(workdir):
 def kill_and_resume(workdir, seconds):
     """Kills the run that many seconds after its first line of progress, as often as given, then lets it end."""
     for wait in seconds:
-        process = start(workdir, "--slow=0.1", "--devices=1")
+        # It may read compiled programs, not write them: a kill in between would leave half an entry.
+        never = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
+        process = start(workdir, "--slow=0.1", "--devices=1", **never)
         for line in process.stdout:
             if "step " in line and " loss " in line:
                 break
