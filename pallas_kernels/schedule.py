@@ -105,6 +105,8 @@ def block_states(
 # Flags of a pair word: first and last pair of its major block, and how the pair is to be treated. Neither FULL_PAIR nor
 # PARTIAL_PAIR: nothing to compute, the pair is there so that its major block is written.
 FIRST, LAST, FULL_PAIR, PARTIAL_PAIR = 1, 2, 4, 8
+# Both: the list lost pairs (a broken promise of `reach`), and whatever is computed from it is NaN.
+LOST = FULL_PAIR | PARTIAL_PAIR
 MINOR_SHIFT, MAJOR_SHIFT = 4, 17
 MAX_MAJOR, MAX_MINOR = 1 << (32 - MAJOR_SHIFT), 1 << (MAJOR_SHIFT - MINOR_SHIFT)
 # Pair words scalar memory takes: 1 MiB on v5e and v6e, of which libtpu wants some for itself (258,000 compiled).
@@ -157,8 +159,8 @@ def make_plan(
       block_q, block_kv: tokens per block.
       causal: whether `order` counts.
       reach: the caller's promise that places of a query and a key it sees are less than this many tokens apart (the longest
-        window), None: no promise. The lists are then as long as the blocks of a side, not as the pairs. Checked for numpy
-        fields; traced fields that break it lose pairs.
+        window), None: no promise. The lists are then as long as the blocks of a side, not as the pairs. Traced fields
+        that break it and whose pairs find no room give a list by which every output of the kernels is NaN.
 
     Raises:
       ValueError: numpy fields that break the promise of `reach`.
@@ -201,7 +203,8 @@ def compact(
     """The words of every pair that is not EMPTY, major by major, and their number; the rest of the words is unspecified.
 
     A major block that sees nothing keeps one pair without FULL_PAIR and PARTIAL_PAIR. `most` promises how many pairs a major
-    block has at most, None: all; the list has room for b * major * most words.
+    block has at most, None: all; the list has room for b * major * most words. Traced states with more pairs become one pair
+    marked LOST per major block: all of it is written, as NaN.
 
     Raises:
       ValueError: numpy states with more pairs than `most` has room for.
@@ -229,7 +232,15 @@ def compact(
             )
         return np.pad(found, (0, room - found.size)), np.int32(found.size)
     (index,) = jnp.nonzero(keep.reshape(-1), size=room, fill_value=0)
-    return words.reshape(-1)[index], jnp.minimum(keep.sum(dtype=jnp.int32), np.int32(room))
+    words, count = words.reshape(-1)[index], keep.sum(dtype=jnp.int32)
+    if room == keep.size:
+        return words, count
+    # `most` is at least 1, so there is room for a word per major block.
+    lost = (major << np.int32(MAJOR_SHIFT)) | (minor[..., :1] << np.int32(MINOR_SHIFT))
+    lost = (lost | np.int32(FIRST | LAST | LOST)).reshape(-1)
+    kept = count <= np.int32(room)
+    words = jnp.where(kept, words, jnp.pad(lost, (0, room - lost.size)))
+    return words, jnp.where(kept, count, np.int32(lost.size))
 
 
 @dataclasses.dataclass(frozen=True)

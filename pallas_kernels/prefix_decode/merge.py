@@ -12,8 +12,8 @@ def merge(
     out_b: Float[Array, "*Q H"],
     lse_b: Float[Array, "*Q"],
 ) -> tuple[Float[Array, "*Q H"], Float[Array, "*Q"]]:
-    """(out, lse) over both key sets, float32; lse -inf on a side means it saw nothing. NaN-free in value and gradient."""
-    a, b = jnp.isfinite(lse_a), jnp.isfinite(lse_b)
+    """(out, lse) over both key sets, float32; lse -inf on a side means it saw nothing. Adds no NaN in value or gradient."""
+    a, b = ~jnp.isneginf(lse_a), ~jnp.isneginf(lse_b)
     # -inf minus -inf is NaN, and so would be the gradient of a branch that `where` throws away: make it finite first.
     top = jnp.maximum(jnp.where(a, lse_a, lse_b), jnp.where(b, lse_b, lse_a))
     top = jnp.where(a | b, top, 0)

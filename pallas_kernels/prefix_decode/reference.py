@@ -36,7 +36,7 @@ def attention(
     top = jnp.where(mask, scores, jnp.finfo(jnp.float32).min).max(axis=-1, keepdims=True)
     weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores, 0) - top), 0)
     total = weights.sum(axis=-1)
-    seen = total > 0
+    seen = ~(total == 0)
     safe = jnp.where(seen, total, 1)
     out = jnp.einsum("GnKgS,GnKSH->GnKgH", weights, v) / safe[..., None]
     lse = jnp.where(seen, top[..., 0] + jnp.log(safe), -jnp.inf)

@@ -92,10 +92,10 @@ def _kernel(lengths, q_ref, k_ref, v_ref, out_ref, lse_ref, top_ref, total_ref, 
     def _():
         for c in range(kv_heads):
             top, total = top_ref[c], total_ref[c]
-            seen = top > NEG / 2
-            total = jnp.where(seen, total, 1)
-            out_ref[c] = acc_ref[c] * common.widen(jnp.where(seen, 1 / total, 0), dim)
-            lse_ref[c] = jnp.where(seen, top * (1 / LOG2E) + jnp.log(total), -jnp.inf)
+            blind = (top <= NEG / 2) & (total == total)
+            total = jnp.where(blind, 1, total)
+            out_ref[c] = acc_ref[c] * common.widen(jnp.where(blind, 0, 1 / total), dim)
+            lse_ref[c] = jnp.where(blind, -jnp.inf, top * (1 / LOG2E) + jnp.log(total))
 
 
 def _attend(q, k, v, length, scale, *, block, interpret):

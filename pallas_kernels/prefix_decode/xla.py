@@ -61,7 +61,7 @@ def _attend(q, k, v, length, scale):
     top = jax.lax.stop_gradient(scores.max(axis=2))
     weights = jnp.exp(scores - top[:, :, None])
     total = weights.sum(axis=2)
-    seen = top > NEG / 2
+    seen = (top > NEG / 2) | jnp.isnan(total)
     out = dot(weights.astype(v.dtype), v, 2) / total[..., None]
     lse = jnp.where(seen, top + jnp.log(total), -jnp.inf)
     return jnp.where(seen[..., None], out, 0), lse

@@ -94,8 +94,10 @@ def _dkv_kernel(
 
     @pl.when(flag(schedule.LAST))
     def _():
-        dk_ref[...] = (dk_acc[...] * jnp.float32(static.scale)).astype(dk_ref.dtype)
-        dv_ref[...] = dv_acc[...].astype(dv_ref.dtype)
+        poison = common.poison(word)
+        factor = jnp.float32(static.scale) + poison
+        dk_ref[...] = (dk_acc[...] * factor).astype(dk_ref.dtype)
+        dv_ref[...] = (dv_acc[...] + poison).astype(dv_ref.dtype)
 
 
 def _dq_kernel(
@@ -173,7 +175,8 @@ def _dq_kernel(
 
     @pl.when(flag(schedule.LAST))
     def _():
-        dq = (dq_acc[...] * jnp.float32(static.scale)).astype(dq_ref.dtype)
+        factor = jnp.float32(static.scale) + common.poison(word)
+        dq = (dq_acc[...] * factor).astype(dq_ref.dtype)
         dq_ref[...] = dq.reshape(dq_ref.shape)
 
 
@@ -187,11 +190,11 @@ def row_terms(
 
     Rows that see nothing get a log-sum-exp so large that every p is 0.
     """
-    seen = jnp.isfinite(lse)
+    blind = jnp.isneginf(lse)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
     if d_lse is not None:
-        delta = delta - jnp.where(seen, d_lse, 0)
-    return jnp.where(seen, lse * jnp.float32(LOG2E), -common.NEG), delta
+        delta = delta - jnp.where(blind, 0, d_lse)
+    return jnp.where(blind, -common.NEG, lse * jnp.float32(LOG2E)), delta
 
 
 def dkv(

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
-from pallas_kernels.schedule import MAJOR_SHIFT, MAX_MINOR, MINOR_SHIFT, Plan
+from pallas_kernels.schedule import LOST, MAJOR_SHIFT, MAX_MINOR, MINOR_SHIFT, Plan
 from pallas_kernels.visibility import Visibility, pad
 
 # Finite stand-in for minus infinity: NEG - NEG is 0, not NaN. Scores are in the exp2 domain, |score| << -NEG.
@@ -98,6 +98,12 @@ def major(word):
 def minor(word):
     """Minor block index of a pair word."""
     return lax.shift_right_logical(word, np.int32(MINOR_SHIFT)) & np.int32(MAX_MINOR - 1)
+
+
+def poison(word):
+    """NaN where the word says that the list lost pairs, else 0: added to what a kernel writes."""
+    lost = (word & np.int32(LOST)) == np.int32(LOST)
+    return jnp.where(lost, jnp.float32(jnp.nan), jnp.float32(0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,16 +82,18 @@ def _kernel(
 
     @pl.when(flag(schedule.LAST))
     def _():
+        poison = common.poison(word)
+
         def finish(n, _):
             top = top_ref[n]
-            # Rows that saw nothing hold garbage of masked blocks.
-            seen = top > NEG / 2
+            # Rows that saw nothing hold garbage of masked blocks. A row of NaN may pass through `max` unseen; it goes on.
             total = jnp.sum(total_ref[n], axis=1, keepdims=True)
-            total = jnp.where(seen, total, 1)
-            inverse = jnp.where(seen, 1 / total, 0)
+            blind = (top <= NEG / 2) & (total == total)
+            total = jnp.where(blind, 1, total)
+            inverse = jnp.where(blind, 0, 1 / total) + poison
             c, g = common.split(n, groups)
             out_ref[c, g] = (acc_ref[n] * common.widen(inverse, dim)).astype(out_ref.dtype)
-            lse = jnp.where(seen, top * (1 / LOG2E) + jnp.log(total), -jnp.inf)
+            lse = jnp.where(blind, -jnp.inf, top * (1 / LOG2E) + jnp.log(total)) + poison
             lse_ref[c, pl.ds(g, 1), :] = lse.T[:1, :]
 
         jax.lax.fori_loop(0, heads, finish, None)

@@ -41,7 +41,7 @@ def attention(
     top = jax.lax.stop_gradient(masked.max(axis=-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(masked - top), 0)
     total = weights.sum(axis=-1)
-    seen = total > 0
+    seen = ~(total == 0)
     # `where` inside and outside: the unused branch must be finite, or its gradient is 0 * inf = NaN.
     safe = jnp.where(seen, total, 1)
     out = jnp.einsum("BKGLS,BKSH->BKGLH", weights, v.astype(dtype)) / safe[..., None]

@@ -99,8 +99,9 @@ def _dense(q, k, v, q_vis, kv_vis, *, causal, scale):
     top = jax.lax.stop_gradient(scores.max(axis=-1))
     weights = jnp.exp(scores - top[..., None])
     total = weights.sum(axis=-1)
-    # A row that sees nothing has equal scores of about NEG: finite garbage, dropped with its gradient.
-    seen = top > NEG / 2
+    # A row that sees nothing has equal scores of about NEG: finite garbage, dropped with its gradient. A NaN goes on;
+    # CPU's `max` passes over it.
+    seen = (top > NEG / 2) | jnp.isnan(total)
     out = _bds(weights.astype(v.dtype).reshape(flat[0], flat[1], keys), v).reshape(q.shape)
     out = jnp.where(seen[..., None], out / total[..., None], 0)
     return out.astype(q.dtype), jnp.where(seen, top + jnp.log(total), -jnp.inf)
@@ -211,7 +212,7 @@ def _forward(static: _Static, q, k, v, q_vis, kv_vis):
             jnp.zeros(queries.shape[:2], jnp.float32),
         )
         acc, top, total = jax.lax.fori_loop(0, count, step, start)
-        seen = top > NEG / 2
+        seen = (top > NEG / 2) | jnp.isnan(total)
         safe = jnp.where(seen, total, 1)
         lse = jnp.where(seen, top + jnp.log(safe), -jnp.inf)
         out = jnp.where(seen[..., None], acc / safe[..., None], 0).astype(q.dtype)
@@ -231,7 +232,7 @@ def _backward(static: _Static, saved, cotangents):
     d_out, d_lse = cotangents
     lists, counts = _lists(_active(static, q_vis, kv_vis).T)
     chunks = _Chunks(static, q.shape[:3])
-    seen = jnp.isfinite(lse)
+    seen = ~jnp.isneginf(lse)
     # Rows that see nothing: exp(score - huge) = 0.
     shift = jnp.where(seen, lse, -NEG)
     # d score = p * (d_out . v - sum(d_out * out) + d_lse); the last two are one number per row.

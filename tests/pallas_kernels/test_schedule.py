@@ -205,6 +205,25 @@ def test_a_broken_promise_of_reach_is_refused():
         schedule.make_plan(vis, vis, block_q=8, block_kv=8, causal=False, reach=8)
 
 
+def test_a_promise_broken_inside_jit_marks_every_block_as_lost():
+    options = {"block_q": 8, "block_kv": 8, "causal": False}
+    make = jax.jit(functools.partial(schedule.make_plan, reach=8, **options))
+    for lengths, broken in (([128] * 4, True), ([8] * 64, False)):
+        vis = jax.tree.map(
+            lambda x: jnp.stack([x, x]),
+            Visibility.windows(lengths),
+        )
+        plan = make(vis, vis)
+        for words, count in ((plan.by_q, plan.q_count), (plan.by_kv, plan.kv_count)):
+            pairs = schedule.decode(words, count)
+            np.testing.assert_array_equal(np.unique(pairs.major), np.arange(128))
+            assert (pairs.full & pairs.partial).all() == broken
+            if broken:
+                np.testing.assert_array_equal(pairs.major, np.arange(128))
+                np.testing.assert_array_equal(pairs.minor, np.repeat([0, 64], 64))
+                assert pairs.first.all() and pairs.last.all()
+
+
 def test_windows_of_many_blocks_fit_the_schedule_with_reach():
     vis = Visibility.windows([64] * 1024)
     options = {"block_q": 128, "block_kv": 128, "causal": False}

@@ -188,6 +188,42 @@ def test_rows_that_see_nothing(implementation, interpret):
         np.testing.assert_array_equal(got[name], 0)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "xla", "splash"])
+def test_a_nan_goes_on_and_is_not_taken_for_a_row_that_sees_nothing(implementation, interpret):
+    vis = Visibility.packed([100, 20], 128)
+    q, *rest = inputs(np.random.default_rng(10), 1, 2, 1, 128, 128, 64)
+    got = run(
+        q.at[0, 1, 30, 5].set(np.nan), *rest, vis, vis, causal=True, implementation=implementation
+    )
+    for name in ("out", "lse"):
+        bad = np.isnan(got[name]).reshape(2, 128, -1).any(-1)
+        np.testing.assert_array_equal(np.argwhere(bad), [[1, 30]], err_msg=name)
+    for name in ("dk", "dv"):
+        assert np.isnan(got[name]).any(), name
+
+
+@pytest.mark.parametrize("length", [512, 256])
+def test_a_promise_of_reach_broken_inside_jit_gives_nan(length, interpret):
+    """One window where 64 was promised: the pairs of 512 tokens find no room; those of 256 do, and nothing is lost."""
+    vis = jax.tree.map(jnp.asarray, Visibility.windows([length]))
+    args = inputs(np.random.default_rng(11), 1, 2, 1, length, length, 64)
+
+    @jax.jit
+    def broken(q, k, v, vis):
+        plan = pallas_kernels.attention_plan(
+            vis, vis, causal=False, q_heads=2, kv_heads=1, dtype=q.dtype, reach=64
+        )
+        return splash_attention(q, k, v, vis, vis, causal=False, plan=plan, return_lse=True)
+
+    (out, lse), pull = jax.vjp(lambda q, k, v: broken(q, k, v, vis), *args[:3])
+    got = dict(zip(NAMES, (out, lse, *pull(args[3:])), strict=True))
+    if length == 512:
+        for name, x in got.items():
+            assert np.isnan(x).all(), name
+    else:
+        compare(got, oracle(*args[:3], vis.dense(causal=False), 0.125, *args[3:]))
+
+
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_bfloat16(implementation, interpret):
     """Inputs and probabilities are rounded to 8 bits: about 1e-2 on values of size 1."""
