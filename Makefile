@@ -17,7 +17,7 @@ WORKERS ?= $(shell echo $$(( $(CPUS) < 8 ? $(CPUS) : 8 )))
 PIP := -m pip install -qq --disable-pip-version-check
 APT_PACKAGES := opencv-doc gnome-user-docs ffmpeg shellcheck
 QUICK = $(shell grep -rl 'mark.quick' tests --include='test_*.py')
-BENCHMARKS ?= model rollout hf_io video loader packing
+BENCHMARKS ?= model rollout hf_io video loader packing data_prep
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help

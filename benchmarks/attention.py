@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import bundles
+from benchmarks import attention_cases, bundles
 from pallas_kernels import Visibility, prefix_decode, schedule, splash_attention, tuning
 from pallas_kernels.visibility import CLIP, OVERVIEW
 from vo3.models.qwen2_5_vl import vision_inputs
@@ -195,7 +195,8 @@ def memory_rows(chips: list[str]) -> Iterator[Row]:
 
 
 def windows_rows(chips: list[str]) -> Iterator[Row]:
-    """Windowed blocks of the vision tower: the tuned window blocks against blocks of 512, static bundles per head and 128 patches.
+    """Windowed blocks of the vision tower: the tuned window blocks against blocks of 512, static bundles per head and 128 patches,
+    and against dense attention batched over windows, in the cycles that the compiler estimates for it.
 
     Frames of 252 x 448, whose windows fill blocks evenly, and of 364 x 644, whose windows straddle them.
     """
@@ -216,6 +217,36 @@ def windows_rows(chips: list[str]) -> Iterator[Row]:
             ours, peer = cost
             label = f"{chip} windows of {name} frames, blocks of 512"
             yield Row(label, f"{ours:.0f}", f"{peer:.0f}", ours / peer, 1.0)
+            windows = np.unique(vis.enter[vis.enter >= 0]).size
+            dense = dense_window_cycles(chip, windows) * 128 / (vis.order.size * 16)
+            label = f"{chip} windows of {name} frames, dense, estimated"
+            yield Row(label, f"{ours:.0f}", f"{dense:.0f}", ours / dense, None)
+    yield from _windows_on_cpu(config)
+
+
+@functools.cache
+def dense_window_cycles(chip: str, windows: int) -> int:
+    """Estimated cycles of dense attention over so many windows of 64 places, all heads."""
+    return bundles.measure(TOPOLOGIES[chip], f"{CASES}:dense_windows", windows=windows).cycles
+
+
+def _windows_on_cpu(config: VisionConfig) -> Iterator[Row]:
+    """The xla path against dense attention batched over windows, on this machine, float32."""
+    vis = vision_inputs([(4, 26, 46)], config).windows
+    sizes = np.bincount(vis.enter)
+    rng = np.random.default_rng(0)
+    make = lambda length: [
+        jnp.asarray(rng.normal(size=(1, 16, length, 80)), jnp.float32) for _ in range(3)
+    ]
+    fields = jax.tree.map(jnp.asarray, vis)
+    attend = functools.partial(splash_attention, causal=False, implementation="xla")
+    ours = jax.jit(lambda q, k, v: attend(q, k, v, fields, fields))
+    dense = jax.jit(attention_cases.dense_windows(windows=sizes.size)[0])
+    own, padded, valid = make(vis.order.size), make(64 * sizes.size), jnp.asarray(sizes, jnp.int32)
+    mine = seconds(lambda: ours(*own))
+    theirs = seconds(lambda: dense(*padded, valid))
+    label = f"cpu: windows of 364 x 644 frames, {vis.order.size} patches, time"
+    yield Row(label, f"{mine * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", mine / theirs, None)
 
 
 @functools.cache

@@ -86,6 +86,26 @@ def _backward(
     return fn, (q, k, v, q, row, row, vis)
 
 
+def dense_windows(*, windows=1024, size=64, q_heads=16, head_dim=80):
+    """The alternative for windowed blocks: dense attention batched over windows, each padded to `size` places already.
+
+    That favours it: in a tower whose windows are not all full, the padding costs every other layer too, or a gather here.
+    """
+    x = jax.ShapeDtypeStruct((1, q_heads, windows * size, head_dim), jnp.bfloat16)
+    valid = jax.ShapeDtypeStruct((windows,), jnp.int32)
+
+    def fn(q, k, v, valid):
+        q, k, v = (x.reshape(q_heads, windows, size, head_dim) for x in (q, k, v))
+        scores = jnp.einsum("NWLH,NWSH->NWLS", q, k, preferred_element_type=jnp.float32)
+        seen = jnp.arange(size, dtype=jnp.int32)[None] < valid[:, None]
+        scores = jnp.where(seen[None, :, None], scores * head_dim**-0.5, -1e30)
+        weights = jax.nn.softmax(scores, axis=-1).astype(jnp.bfloat16)
+        out = jnp.einsum("NWLS,NWSH->NWLH", weights, v)
+        return out.reshape(1, q_heads, windows * size, head_dim)
+
+    return fn, (x, x, x, valid)
+
+
 def _jax_splash(block_q, block_kv, block_kv_compute, length, q_heads, backward):
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel,

@@ -58,9 +58,10 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What compiling one function gave."""
+    """What compiling one function gave. `cycles`: the compiler's own estimates of its instructions, which know nothing of kernels."""
 
     device: str
+    cycles: int
     temp_bytes: int
     argument_bytes: int
     output_bytes: int
@@ -85,14 +86,25 @@ def compile_for(topology: str, target: str, options: dict) -> dict:
     fn, args = getattr(importlib.import_module(module), name)(**options)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     here = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), PartitionSpec())
-    compiled = jax.jit(fn, in_shardings=here, out_shardings=here).lower(*args).compile()
+    lowered = jax.jit(fn, in_shardings=here, out_shardings=here).lower(*args)
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        (text,) = pathlib.Path(folder).glob("*.after_optimizations.txt")
+        cycles = entry_cycles(text.read_text())
     memory = compiled.memory_analysis()
     return {
         "device": devices[0].device_kind,
+        "cycles": cycles,
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
     }
+
+
+def entry_cycles(hlo: str) -> int:
+    """Sum of the estimates that the compiler wrote beside the instructions of a program's entry; loops count once."""
+    entry = hlo[hlo.index("\nENTRY ") :]
+    return sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', entry))
 
 
 def measure(topology: str, target: str, **options) -> Compiled:

@@ -41,9 +41,24 @@ def test_bundles_per_head():
     assert bundles.Section(205, (135,)).per_head(7) == pytest.approx(135 + 70 / 7)
 
 
+def test_cycles_of_a_program_are_those_of_its_entry():
+    estimate = 'backend_config={"estimated_cycles":"%d"}'
+    lines = [
+        "HloModule m",
+        "f {",
+        estimate % 7,
+        "}",
+        "ENTRY main {",
+        estimate % 20,
+        estimate % 3,
+        "}",
+    ]
+    assert bundles.entry_cycles("\n".join(lines)) == 23
+
+
 def test_a_kernel_is_named_once():
     one = bundles.Kernel(1, {}, (), 1)
-    compiled = bundles.Compiled("x", 0, 0, 0, {"splash_dq.1": one, "splash_dkv.1": one})
+    compiled = bundles.Compiled("x", 0, 0, 0, 0, {"splash_dq.1": one, "splash_dkv.1": one})
     assert compiled.kernel("dq") is one
     with pytest.raises(ValueError, match="2 kernels match 'splash'"):
         compiled.kernel("splash")
