@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
@@ -125,11 +126,12 @@ class Row:
         parts.append(f"data wait {100 * v['data_wait']:.1f} %")
         if v.get("failed"):
             parts.append(f"left out {v['failed']:g}")
-        parts.append(f"{_clock(v['eta'])} left")
+        parts.append(f"{clock(v['eta'])} left")
         return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}"
@@ -287,9 +289,16 @@ class Board:
 
     def _mirror(self) -> None:
         if self._remote:
-            self._target.mkdir(parents=True, exist_ok=True)
-            for file in self._local.iterdir():
-                (self._target / file.name).write_bytes(file.read_bytes())
+            _mirror(self._local, self._target)
+
+
+def _mirror(local: pathlib.Path, target: epath.Path) -> None:
+    """Copies a folder to a bucket, for writers that know local files only."""
+    for file in local.rglob("*"):
+        if file.is_file():
+            copy = target / file.relative_to(local).as_posix()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
 
 
 def _start_wandb(config: Any, workdir: epath.Path) -> Any:
@@ -337,17 +346,24 @@ class Profile:
     def __init__(self, workdir: epath.PathLike, config: Any):
         self._first = config.log.profile_start
         self._last = self._first + config.log.profile_steps - 1
-        self._directory = os.fspath(epath.Path(workdir) / "profile")
+        self._target = epath.Path(workdir) / "profile"
+        self._remote = "://" in os.fspath(self._target)
         self._on = False
 
     def before(self, step: int) -> None:
         """Call before a step (counted from 1)."""
         if self._first and step == self._first:
-            jax.profiler.start_trace(self._directory)
+            self._local = pathlib.Path(
+                tempfile.mkdtemp(prefix="vo3-profile-") if self._remote else self._target
+            )
+            jax.profiler.start_trace(os.fspath(self._local))
             self._on = True
 
     def after(self, step: int) -> None:
         """Call after a step, or when the run ends."""
         if self._on and step >= self._last:
             jax.profiler.stop_trace()
+            if self._remote:
+                _mirror(self._local, self._target)
+                shutil.rmtree(self._local)
             self._on = False
