@@ -36,7 +36,7 @@ $(VENV)/.core: setup.py pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.core
 	touch $@.new
-	$(BIN)/python $(PIP) -e '.[data,train,eval,serve,synthesis,dev]'
+	$(BIN)/python $(PIP) -e '.[data,train,rewards,eval,serve,synthesis,dev]'
 	mv $@.new $@
 
 # The reference implementations that the tests compare with. torchvision wants a torch build of its own, hence --no-deps.
@@ -125,6 +125,10 @@ bench: $(VENV)/.parity  ## side-by-side measurements, one table
 .PHONY: clueworld
 clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it
 	$(BIN)/python -m vo3.clueworld.recipe --workdir out/clueworld
+
+.PHONY: clueworld-rl
+clueworld-rl: $(VENV)/.dev  ## RL of the embedded model on tasks and videos made on the fly
+	$(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=out/clueworld-rl
 
 .PHONY: clean
 clean:  ## remove what the other targets made

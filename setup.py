@@ -43,6 +43,8 @@ EXTRAS = {
     ],
     "train": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.18"],
+    # Free-form rewards: ROUGE and numbers.
+    "rewards": ["rouge-score>=0.1.2", "math-verify>=0.9"],
     "eval": ["pyarrow>=17"],
     "serve": ["uvicorn>=0.30", "starlette>=0.40"],
     # data_prep: endpoints, retries, uploads. Beam, for clusters, pins old pyarrow and protobuf: an extra of its own.

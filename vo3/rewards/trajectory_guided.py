@@ -1,6 +1,6 @@
 """The Verifiable Trajectory-Guided Reward (Video-o3, arXiv 2601.23224; both published recipes).
 
-    total = w_acc * accuracy + accuracy * multiplier + w_format * format
+    total = w_acc * accuracy + w_bonus * accuracy * multiplier + w_format * format
 
 The multiplier is given only to rollouts that are right and well-formed (accuracy = format = 1). With d the decay, n the
 number of well-placed call turns, m the number of true clues of the row, g the overlap of calls and clues:
@@ -12,6 +12,8 @@ number of well-placed call turns, m the number of true clues of the row, g the o
     refrain   answer without looking              (1 - d n) 0.75, qwen3_vl (1 - 2 d n) 0.75
     free      either way                          0.5
     segment   answer with a segment               none; accuracy is the segment's IoU with the first clue
+
+Free-form rows (those without options) are scored by the same match; `RewardPolicy.free_form` names two additions of ours.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from vo3.rewards.answer import letter_accuracy, segment_accuracy
+from vo3.rewards.answer import last_answer, letter_accuracy, segment_accuracy
 from vo3.rewards.format import format_score, segment_format
+from vo3.rewards.free_form import numeric, rouge
 from vo3.rewards.grounding import Interval, Overlap, called_intervals, overlap
 from vo3.trajectory import Clue, Target, Trajectory
 
 Recipe = Literal["qwen2_5_vl", "qwen3_vl"]
+FreeForm = Literal["letter", "rouge", "numeric"]
 Rule = Literal["look", "gather", "refrain", "free", "segment"]
 
 # data_source (and its alias) -> rule.
@@ -50,23 +54,36 @@ class RewardPolicy:
     Attributes:
       recipe: which of the two published multiplier tables.
       accuracy_weight, format_weight: weights of the two base terms; they do not change when the bonus is given.
+      bonus_weight: of the bonus; 0 rewards accuracy and format alone.
       decay: d, what one call too many takes off the multiplier.
       data_sources: data_source -> rule.
+      free_form: how questions without options are scored. `letter`: as every other; `rouge`: accuracy in [0, 1], so that a bonus is
+        for the very words only; `numeric`: equal as numbers or formulas.
+      time_limit: seconds for one numeric check.
+      workers: processes for them.
     """
 
     recipe: Recipe = "qwen2_5_vl"
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
+    bonus_weight: float = 1.0
     decay: float = 0.05
     data_sources: Mapping[str, Rule] = dataclasses.field(default_factory=lambda: dict(DATA_SOURCES))
+    free_form: FreeForm = "letter"
+    time_limit: float = 5.0
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if self.recipe not in get_args(Recipe):
             raise ValueError(f"unknown reward recipe {self.recipe!r}; one of {get_args(Recipe)}")
+        if self.free_form not in get_args(FreeForm):
+            raise ValueError(f"unknown free_form {self.free_form!r}; one of {get_args(FreeForm)}")
+        if not self.time_limit > 0:
+            raise ValueError(f"reward time_limit must be positive seconds, got {self.time_limit}")
         wrong = sorted(set(self.data_sources.values()) - set(get_args(Rule)))
         if wrong:
             raise ValueError(f"unknown reward rules {wrong}; one of {get_args(Rule)}")
-        for name in ("accuracy_weight", "format_weight", "decay"):
+        for name in ("accuracy_weight", "format_weight", "bonus_weight", "decay"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"reward {name} must be finite, got {getattr(self, name)}")
 
@@ -91,7 +108,7 @@ class RewardBreakdown:
     Attributes:
       accuracy: 0 or 1; an IoU for temporal grounding.
       format: in [0, 1].
-      bonus: accuracy times the multiplier.
+      bonus: accuracy times the multiplier, before its weight.
       grounding: overlap of calls and clues, in [0, 1], whether or not it was paid for (0 where either side is empty).
       total: the weighted sum.
     """
@@ -109,14 +126,15 @@ def score(
     """Reward of a rollout.
 
     Args:
-      trajectory: only the assistant's texts are read.
+      trajectory: only the assistant's texts are read, and whether the task has options.
       target: the answer, the clues and the data source.
       policy: weights, decay and tables.
 
     Raises:
       ValueError: an unknown data source; a grounding target without a clue.
     """
-    return _score([t.text for t in trajectory.turns if t.role == "assistant"], target, policy)
+    turns = [t.text for t in trajectory.turns if t.role == "assistant"]
+    return _score(turns, target, policy, free=not trajectory.task.options)
 
 
 def score_row(
@@ -134,7 +152,7 @@ def score_row(
     """
     if isinstance(turns, str):
         raise ValueError("turns is one string; pass the list of the assistant's texts")
-    return _score(list(turns), target_from_row(row), policy)
+    return _score(list(turns), target_from_row(row), policy, free=not row.get("options"))
 
 
 def target_from_row(row: Mapping[str, Any]) -> Target:
@@ -162,12 +180,15 @@ def target_from_row(row: Mapping[str, Any]) -> Target:
     return Target(answer=answer, clues=tuple(clues), data_source=row["data_source"])
 
 
-def _score(turns: Sequence[str], target: Target, policy: RewardPolicy) -> RewardBreakdown:
+def _score(
+    turns: Sequence[str], target: Target, policy: RewardPolicy, *, free: bool
+) -> RewardBreakdown:
     rule = policy.rule(target.data_source)
     truth = [Interval(clue.start, clue.end) for clue in target.clues]
     if rule == "segment":
         return _score_segment(turns, truth, policy)
-    accuracy = letter_accuracy(turns[-1], target.answer) if turns else 0.0
+    kind = policy.free_form if free else "letter"
+    accuracy = _accuracy(turns[-1], target.answer, kind, policy) if turns else 0.0
     form = format_score(turns)
     met = overlap(called_intervals(turns), truth)
     multiplier = _MULTIPLIERS[rule](form.call_turns, len(truth), met, policy)
@@ -177,8 +198,20 @@ def _score(turns: Sequence[str], target: Target, policy: RewardPolicy) -> Reward
         format=form.score,
         bonus=bonus,
         grounding=_g(met, rule, policy),
-        total=policy.accuracy_weight * accuracy + policy.format_weight * form.score + bonus,
+        total=policy.accuracy_weight * accuracy
+        + policy.format_weight * form.score
+        + policy.bonus_weight * bonus,
     )
+
+
+def _accuracy(text: str, answer: str, kind: FreeForm, policy: RewardPolicy) -> float:
+    matched = letter_accuracy(text, answer)
+    given = last_answer(text)
+    if kind == "letter" or matched == 1.0 or given is None:
+        return matched
+    if kind == "rouge":
+        return rouge(given, answer)
+    return numeric(given, answer, time_limit=policy.time_limit, workers=policy.workers)
 
 
 def _score_segment(

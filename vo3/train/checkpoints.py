@@ -40,6 +40,7 @@ FREE = (
     r"^(log|checkpoint|mesh|sharding)\.",
     r"^data\.(workers|clip_cache|clip_cache_bytes|time_limit|reject_limit|videos|rows)$",
     r"^(compilation_cache|on_nan|spike_factor|scan_unroll|remat)$",
+    r"^rl\.(trajectories_every|alarms|rollout\.(tensor|slots|lanes|workers))$",
 )
 
 
@@ -52,12 +53,14 @@ class Position:
       plan: fingerprint of the data plan; "" when the source has none.
       processes: of the run that wrote it, for the record.
       mesh: its devices per axis, for the record.
+      cursor: prompts drawn so far, in RL, where a step draws as many as it takes.
     """
 
     step: int
     plan: str
     processes: int
     mesh: dict[str, int]
+    cursor: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +72,15 @@ class Restored:
 
 
 class Checkpoints:
-    """Reads and writes the checkpoints of one run. A context manager: leaving it waits for what is being written."""
+    """Reads and writes the checkpoints of one run. A context manager: leaving it waits for what is being written.
+
+    Attributes:
+      position: of the checkpoint that `restore` gave; None before, and where there was none.
+    """
 
     def __init__(self, workdir: epath.PathLike, run: Trainable, *, plan: str = ""):
         self.workdir, self.run, self.plan = epath.Path(workdir), run, plan
+        self.position: Position | None = None
         keep = run.config.checkpoint
         self._manager = ocp.CheckpointManager(
             _absolute(self.workdir / "checkpoints"),
@@ -127,6 +135,7 @@ class Checkpoints:
                         f"the checkpoint of step {step} in {self.workdir} belongs to another data plan: rows, lengths or "
                         "plan settings have changed; use another workdir, or the data it was started with"
                     )
+                self.position = position
                 return Restored(state, position)
             logging.error(
                 "the checkpoint of step %d in %s cannot be read and is set aside: %s",
@@ -140,14 +149,14 @@ class Checkpoints:
             )
         return None
 
-    def save(self, state: TrainState, step: int) -> None:
+    def save(self, state: TrainState, step: int, *, cursor: int = 0) -> None:
         """Writes the state; returns when the arrays may be changed, and goes on in the background if the config says so.
 
         Raises:
           CheckpointError: this or the save before could not be written.
         """
         mesh = self.run.mesh
-        position = Position(step, self.plan, jax.process_count(), dict(mesh.shape))
+        position = Position(step, self.plan, jax.process_count(), dict(mesh.shape), cursor)
         if mesh.devices.flat[0].platform == "cpu" and self.run.config.checkpoint.background:
             # The next step donates these buffers, which on CPU the writer would still share.
             state = jax.tree.map(jnp.copy, state)

@@ -152,15 +152,18 @@ def group_tree(
     trained: Sequence[bool],
     tokenizer: Any,
     config: Qwen2_5_VLConfig,
+    *,
+    sequences: int | None = None,
 ) -> Tree:
     """The tree of a group.
 
     Args:
       rollouts: of one task.
       advantages: of each.
-      trained: whether it carries loss; the others only count in the denominator.
+      trained: whether it carries loss.
       tokenizer: that the rollouts were made with.
       config: of the model.
+      sequences: rollouts that count in the denominator; None: all.
 
     Raises:
       ValueError: the rollouts do not share their prompt, or a sampled turn lacks ids or log-probabilities.
@@ -179,7 +182,7 @@ def group_tree(
             leaves.append(Leaf(cut.leaf, cut.loss, cut.sampler, float(advantages[number]), number))
     if prefix is None:  # nothing is trained; the group still counts
         prefix = _cut(rollouts[0], tokenizer, config).prefix
-    return Tree(name, prefix, tuple(leaves), len(rollouts))
+    return Tree(name, prefix, tuple(leaves), len(rollouts) if sequences is None else sequences)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +214,7 @@ def _cut(rollout: Rollout, tokenizer: Any, config: Qwen2_5_VLConfig) -> _Cut:
         sampler[start : start + len(turn.ids)] = turn.logprobs
     end = int(np.flatnonzero(encoded.loss_mask)[-1]) + 1 if encoded.loss_mask.any() else prompt
     shown = int((encoded.feature_index[: prompt - 1] >= 0).sum())
-    unit = config.vision.merge_unit
+    unit, width = config.vision.merge_unit, config.vision.patch_dim
     patch = config.vision.patch_size
     levels = [patchify_levels(clip.frames, patch_size=patch) for clip in rollout.clips]
     sizes = [len(x) // unit for x in levels]
@@ -225,17 +228,18 @@ def _cut(rollout: Rollout, tokenizer: Any, config: Qwen2_5_VLConfig) -> _Cut:
     last = first + int(np.searchsorted(np.cumsum(sizes[first:]), int((seen >= 0).sum())))
     last += bool((seen >= 0).any())
     return _Cut(
-        prefix=_part(encoded, slice(0, prompt - 1), levels[:first], 0),
-        leaf=_part(encoded, slice(prompt - 1, end), levels[first:last], first),
+        prefix=_part(encoded, slice(0, prompt - 1), levels[:first], 0, width),
+        leaf=_part(encoded, slice(prompt - 1, end), levels[first:last], first, width),
         loss=encoded.loss_mask[prompt - 1 : end],
         sampler=sampler[prompt - 1 : end],
     )
 
 
-def _part(encoded: Encoded, where: slice, levels: list[np.ndarray], first: int) -> Part:
+def _part(
+    encoded: Encoded, where: slice, levels: list[np.ndarray], first: int, width: int
+) -> Part:
     index = encoded.feature_index[where]
     base = int(index[index >= 0].min()) if (index >= 0).any() else 0
-    width = levels[0].shape[1] if levels else 0
     return Part(
         ids=encoded.ids[where],
         positions=encoded.positions[:, where],
@@ -248,44 +252,37 @@ def _part(encoded: Encoded, where: slice, levels: list[np.ndarray], first: int) 
 # ---------------------------------------------------------------- trees to rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """Trees dealt out to rows of one shape."""
+def choose(trees: Sequence[Tree], shapes: Sequence[Shape], *, align: int) -> int:
+    """Number of the smallest shape that holds every tree; the largest one where some must be cut."""
+    needs = [tree.needs(align) for tree in trees]
+    fits = (i for i, shape in enumerate(shapes) if all(shape.holds(need) for need in needs))
+    return next(fits, len(shapes) - 1)
 
-    rows: tuple[tuple[Tree, ...], ...]
-    shape: Shape
 
-
-def pack(trees: Sequence[Tree], shapes: Sequence[Shape], *, align: int) -> Packed:
-    """Deals trees out to rows, the first that has room, cutting those that are longer than a row.
+def pack(trees: Sequence[Tree], shape: Shape, *, align: int) -> list[list[Tree]]:
+    """Deals trees out to rows, each to the first that has room; those that are longer than a row are cut between leaves.
 
     Args:
-      trees: of a step; the order is kept inside rows.
-      shapes: a rising table; the smallest that holds every single leaf with its prefix, and no fewer rows than one, is taken.
+      trees: in the order in which they are dealt.
+      shape: of a row.
       align: leaves, and trees, begin on multiples of it.
 
     Raises:
-      ValueError: a leaf with its prefix that no shape holds.
+      ValueError: a leaf with its prefix that the shape does not hold.
     """
-    largest = shapes[-1]
-    pieces = [piece for tree in trees for piece in split(tree, largest, align=align)]
-    need = [piece.needs(align) for piece in pieces]
-    shape = next(
-        (s for s in shapes if all(s.holds(n) for n in need)),
-        largest,
-    )
     rows: list[list[Tree]] = []
     used: list[Shape] = []
-    for piece, size in zip(pieces, need, strict=True):
-        whole = Shape(-(-size.tokens // align) * align, size.patches, size.scored)
+    for piece in (piece for tree in trees for piece in split(tree, shape, align=align)):
+        size = piece.needs(align)
         place = next((i for i, u in enumerate(used) if shape.holds(u + size)), None)
         if place is None:
             rows.append([])
             used.append(Shape(0, 0, 0))
             place = len(rows) - 1
         rows[place].append(piece)
+        whole = Shape(-(-size.tokens // align) * align, size.patches, size.scored)
         used[place] = used[place] + whole
-    return Packed(tuple(tuple(row) for row in rows), shape)
+    return rows
 
 
 def split(tree: Tree, shape: Shape, *, align: int) -> list[Tree]:

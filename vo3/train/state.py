@@ -135,7 +135,7 @@ def trainable(
     """
     model = model or architecture(config)
     dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-    build = functools.partial(_build, model, config, sharding.attention_mesh(mesh))
+    build = functools.partial(build_model, model, config, sharding.attention_mesh(mesh))
     graph, state = nnx.split(nnx.eval_shape(build))
     leaves = hf_io.flatten(state)
     frozen = frozenset(n for n in leaves if is_frozen(n, config))
@@ -173,7 +173,10 @@ def is_frozen(path: str, config: ml_collections.ConfigDict) -> bool:
     return any(re.search(pattern, path) for pattern in config.frozen)
 
 
-def _build(model: Qwen2_5_VLConfig, config: ml_collections.ConfigDict, mesh: Any) -> Qwen2_5_VL:
+def build_model(
+    model: Qwen2_5_VLConfig, config: ml_collections.ConfigDict, mesh: Any
+) -> Qwen2_5_VL:
+    """A new model of a run, adapters included; trace it (`nnx.eval_shape`) where no memory shall be held."""
     rngs = nnx.Rngs(config.seed)
     param_dtype = jnp.dtype(config.param_dtype)
     built = Qwen2_5_VL(
@@ -226,7 +229,7 @@ def _random(run: Trainable, names: list[str]) -> Params:
 
     @functools.partial(jax.jit, out_shardings={n: s.sharding for n, s in shapes.items()})
     def make() -> Params:
-        leaves = hf_io.flatten(nnx.state(_build(run.model, run.config, None)))
+        leaves = hf_io.flatten(nnx.state(build_model(run.model, run.config, None)))
         return {n: leaves[n].astype(s.dtype) for n, s in shapes.items()}
 
     return make()
@@ -250,7 +253,7 @@ def _vision(run: Trainable, path: epath.PathLike) -> Params:
     with epath.Path(path).open("rb") as file:
         arrays = np.load(file)
         leaves = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
-    model = nnx.eval_shape(functools.partial(_build, run.model, run.config, None))
+    model = nnx.eval_shape(functools.partial(build_model, run.model, run.config, None))
     tower = jax.tree.structure(nnx.state(model.vision, nnx.Param))
     if tower.num_leaves != len(leaves):
         raise ConfigError(

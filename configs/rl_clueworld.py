@@ -1,0 +1,40 @@
+"""RL of the embedded model on ClueWorld, on a laptop: tasks and videos are made on the fly.
+
+python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=out/clueworld-rl
+"""
+
+import ml_collections
+
+from vo3.train.rl_config import defaults
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The published recipe at the embedded model's size: 8 rollouts of 8 prompts, short videos, a higher rate."""
+    config = defaults()
+    config.steps = 100
+    config.model = "clueworld"
+    config.dtype = "float32"
+    config.remat = "none"
+    config.data.source = "clueworld"
+    config.data.prompt_pack = "clueworld"
+    config.data.workers = 2
+    config.data.time_limit = 30.0
+    config.data.rows_per_device = 4
+    config.optim.rate = 1e-4
+    config.loss.chunk = 256
+    config.checkpoint.every = 20
+    config.log.tensorboard = False
+    config.rl.prompts_per_step = 8
+    config.rl.group = 8
+    config.rl.when_short = "train"
+    config.rl.draw_limit = 4.0
+    config.rl.align = 16
+    config.rl.shapes = ((1536, 2560, 768), (4096, 8192, 2048))
+    config.rl.rollout.slots = 4
+    config.rl.rollout.workers = 2
+    config.rl.rollout.max_new_tokens = 160
+    config.rl.rollout.max_length = 1024
+    config.rl.buckets.update(
+        {"tokens": (64, 256), "patches": (256,), "prefix": (256,), "suffix": (256, 1024)}
+    )
+    return config

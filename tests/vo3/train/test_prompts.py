@@ -1,0 +1,108 @@
+"""Prompts by number: epochs, shares, curriculum, ClueWorld's videos."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vo3.train.config import ConfigError, override
+from vo3.train.prompts import ClueWorldPrompts, RowPrompts, opener
+from vo3.train.rl_config import defaults
+from vo3.video import VideoError
+
+SOURCES = {"clue_single_w_tool": 12, "clue_multi_w_tool": 6, "temporal_grounding": 2}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rl.jsonl"
+    lines = []
+    for source, count in SOURCES.items():
+        for i in range(count):
+            solution = {"answer": "A", "clue": [{"timestamp": [1, 2], "text": ""}]}
+            lines.append(
+                {"doc_id": f"{source}-{i}", "data_source": source, "problem": "What?", "options": ["x", "y"],
+                 "video": f"v{i}.mp4", "solution": solution}
+            )  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def prompts(rows, tmp_path, **changes):
+    return RowPrompts(override(defaults(), **{"data.rows": str(rows), **changes}), tmp_path)
+
+
+def test_an_epoch_is_every_row_once_in_an_order_of_its_own(rows, tmp_path):
+    one = prompts(rows, tmp_path)
+    assert one.per_epoch == 20
+    names = [one[i].task.id.split("#")[0] for i in range(40)]
+    assert sorted(names[:20]) == sorted(names[20:]) and len(set(names[:20])) == 20
+    assert names[:20] != names[20:]
+    again = prompts(rows, tmp_path)
+    assert [again[i].task.id for i in (39, 3)] == [one[39].task.id, one[3].task.id]
+    assert [prompts(rows, tmp_path, seed=1)[i].task.id for i in range(9)] != [one[i].task.id for i in range(9)]  # fmt: skip
+    assert len({one[i].task.id for i in range(40)}) == 40 and one.plan
+
+
+def test_shares_of_data_sources(rows, tmp_path):
+    mix = (("clue_single_w_tool", 1.0), ("temporal_grounding", 3.0))
+    one = prompts(rows, tmp_path, **{"rl.mix": mix})
+    drawn = [one[i].task for i in range(1200)]
+    share = np.mean([t.target.data_source == "temporal_grounding" for t in drawn])
+    assert 0.7 < share < 0.8
+    # Each source is gone through whole before it begins again.
+    single = [t.id.split("#")[0] for t in drawn if t.target.data_source == "clue_single_w_tool"]
+    assert len(set(single[:12])) == len(set(single[12:24])) == 12
+    # The order is a function of the number alone: another object, asked from the end, across a block's border.
+    far = prompts(rows, tmp_path, **{"rl.mix": mix})
+    assert far[5000].task.id == one[5000].task.id
+    counts = {i: one._drawn(i) for i in range(4090, 4100)}
+    assert all(counts[i + 1][1] >= 0 for i in range(4090, 4099))
+    which, nth = one._drawn(4100)
+    assert nth == sum(one._drawn(i)[0] == which for i in range(4100))
+
+
+def test_the_curriculum_puts_single_clues_first(rows, tmp_path):
+    one = prompts(rows, tmp_path, **{"rl.curriculum": "single_first"})
+    first = [one[i].task.target.data_source for i in range(20)]
+    assert set(first[14:]) == {"clue_multi_w_tool"} and "clue_multi_w_tool" not in first[:14]
+    assert "clue_multi_w_tool" in {one[i].task.target.data_source for i in range(20, 30)}
+
+
+def test_bad_rows_are_written_down_and_limited(rows, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(rows.read_text() + '{"doc_id": "x", "data_source": "?"}\n')
+    with pytest.raises(ConfigError, match=r"1 of 21 rows"):
+        prompts(bad, tmp_path)
+    assert prompts(bad, tmp_path, **{"data.reject_limit": 0.1}).per_epoch == 20
+    assert json.loads((tmp_path / "rejects.jsonl").read_text())["id"] == "x"
+
+
+def test_shares_of_what_no_row_has_are_refused(rows, tmp_path):
+    with pytest.raises(ConfigError, match="which no row has"):
+        prompts(rows, tmp_path, **{"rl.mix": (("clue_multi_wo_tool", 1.0),)})
+
+
+def test_clueworld_videos_are_written_once_and_open(tmp_path):
+    small = {"rl.clueworld.worlds": 2, "rl.clueworld.longest": 121, "model": "clueworld"}
+    one = ClueWorldPrompts(override(defaults(), **small), tmp_path)
+    numbers = range(6)
+    tasks = [one[i].task for i in numbers]
+    assert len({t.video for t in tasks}) == 2 and len({t.id for t in tasks}) == 6
+    sources = {one[i].task.target.data_source for i in range(40)}
+    assert sources == {"clue_single_w_tool", "clue_single_wo_tool"}
+    one.ready(numbers[:2])
+    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "videos").iterdir()}
+    one.ready(numbers)
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "videos").iterdir()} == stamps
+    from vo3.clueworld.views import crop_policy
+
+    video = opener(crop_policy(), 30.0)(tasks[0])
+    assert 119 < video.duration < 122 and video.overview().tokens > 0
+    with pytest.raises(VideoError):
+        opener(crop_policy(), 30.0)(type(tasks[0])("x", str(tmp_path / "none.mp4"), "?"))
+
+
+def test_clueworld_needs_a_local_workdir():
+    with pytest.raises(ConfigError, match="needs a local workdir"):
+        ClueWorldPrompts(defaults(), "gs://bucket/run")

@@ -1,0 +1,62 @@
+"""The policy's weights on their way to the rollout: the same values, where the rollout wants them."""
+
+import fake_groups
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import rl_clueworld
+from vo3.models import hf_io
+from vo3.train.config import ConfigError, override
+from vo3.train.publish import Publisher
+from vo3.train.sharding import make_mesh
+from vo3.train.state import trainable
+
+
+def laid_out(devices, **changes):
+    config = override(rl_clueworld.get_config(), **{"init_from": "random", **changes})
+    mesh = make_mesh(config, jax.devices()[:devices])
+    return trainable(config, mesh, model=fake_groups.architecture())
+
+
+def filled(run):
+    rng = np.random.default_rng(0)
+    return {
+        n: jax.device_put(rng.normal(size=s.shape).astype(np.float32), s.sharding)
+        for n, s in run.shapes.items()
+    }
+
+
+def test_one_device_shares_the_trainers_arrays():
+    run = laid_out(1)
+    publish, params = Publisher(run), filled(run)
+    model = publish(*run.split(params))
+    assert publish.shared and publish.sets == 1
+    for name, value in hf_io.flatten(nnx.state(model)).items():
+        assert value is params[name]
+
+
+def test_a_mesh_is_resharded_and_cast_without_the_host():
+    run = laid_out(
+        8, **{"mesh.fsdp": 4, "mesh.tensor": 2, "dtype": "bfloat16", "rl.rollout.tensor": 2}
+    )
+    publish, params = Publisher(run), filled(run)
+    assert not publish.shared and publish.sets == 4
+    with jax.transfer_guard("disallow"):
+        model = publish(*run.split(params))
+    assert model.decoder.mesh.mesh.shape["data"] == 4
+    split = 0
+    for name, value in hf_io.flatten(nnx.state(model)).items():
+        want = np.asarray(params[name].astype(jnp.bfloat16), np.float32)
+        np.testing.assert_array_equal(np.asarray(value, np.float32), want, err_msg=name)
+        assert value.sharding.mesh == publish.mesh
+        split += "tensor" in str(value.sharding.spec)
+        assert "fsdp" not in str(value.sharding.spec)
+    assert split > 5
+
+
+def test_devices_must_divide():
+    with pytest.raises(ConfigError, match=r"rl\.rollout\.tensor=3 does not divide the 8"):
+        Publisher(laid_out(8, **{"rl.rollout.tensor": 3}))

@@ -1,0 +1,241 @@
+"""The first half of an RL step: prompts, rollouts, rewards, until there are enough groups to learn from.
+
+Which prompts a step takes depends on their rewards alone, never on time: the groups whose rewards are equal are replaced by the prompts that come
+next, and the place in the data is one integer. Every process rolls out its share of each wave; how many groups were kept is agreed on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
+from vo3.rollout import GroupRollout, Rollout
+from vo3.train.prompts import Prompts
+from vo3.train.scoring import ScoredGroup, Scorer, kept
+from vo3.trajectory import Task, Trajectory
+
+
+class CollectError(RuntimeError):
+    """A step found too little to learn from."""
+
+
+class Roller(Protocol):
+    """Makes n rollouts of each task; `GroupRoller` does it with the engine."""
+
+    def update(self, model: Qwen2_5_VL) -> None:
+        """Goes on with these weights."""
+
+    def roll(self, tasks: Sequence[Task], *, seed: int) -> list[GroupRollout]:
+        """The groups of the tasks, in order. Rollout i of a task depends on (weights, task, seed, i) alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """The rollouts of a step.
+
+    Attributes:
+      groups: of this process, in order of their prompts; dropped ones too.
+      cursor: number of the next prompt.
+      complete: groups to learn from, over all processes.
+      ended: the data ended before the step was full.
+      seconds: spent on rollouts, on videos, on rewards.
+    """
+
+    groups: tuple[ScoredGroup, ...]
+    cursor: int
+    complete: int
+    ended: bool
+    seconds: dict[str, float]
+
+
+class Collector:
+    """Collects the groups of a step."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        prompts: Prompts,
+        roller: Roller,
+        *,
+        last: int | None = None,
+    ):
+        """`last`: the prompt that the run ends before; None: it does not."""
+        self._config, self._prompts, self._roller, self._last = config, prompts, roller, last
+        self._scorer = Scorer(config)
+
+    def step(self, step: int, cursor: int) -> Collected:
+        """The groups of a step, from prompt `cursor` on.
+
+        Raises:
+          CollectError: fewer groups than wanted after `rl.draw_limit`, and the config says to stop; or none at all.
+        """
+        rl = self._config.rl
+        wanted, most = rl.prompts_per_step, int(rl.draw_limit * rl.prompts_per_step)
+        begin, complete, groups = cursor, 0, []
+        seconds = {"rollout": 0.0, "videos": 0.0, "reward": 0.0}
+        seed = step_seed(self._config.seed, step)
+        ended = False
+        while complete < wanted and cursor - begin < most:
+            count = min(wanted - complete, most - (cursor - begin))
+            if self._last is not None:
+                count = min(count, self._last - cursor)
+            if count <= 0:
+                ended = True
+                break
+            mine = list(range(cursor, cursor + count))[jax.process_index() :: jax.process_count()]
+            with _Clock(seconds, "videos"):
+                self._prompts.ready(mine)
+                chosen = [self._prompts[number] for number in mine]
+            with _Clock(seconds, "rollout"):
+                rolled = self._roller.roll([p.task for p in chosen], seed=seed)
+            with _Clock(seconds, "reward"):
+                new = [
+                    self._scorer.group(p.number, group)
+                    for p, group in zip(chosen, rolled, strict=True)
+                ]
+            groups += new
+            complete += sum_over_processes(len(kept(new)))
+            cursor += count
+        drawn = cursor - begin
+        if complete < wanted and not ended:
+            self._short(step, complete, wanted, drawn, groups)
+        return Collected(tuple(groups), cursor, complete, ended, seconds)
+
+    def restore(
+        self, trajectories: Sequence[Trajectory], open_video: Callable
+    ) -> list[ScoredGroup]:
+        """The groups of trajectories that were written with `with_reward`, their clips read again.
+
+        Raises:
+          VideoError: a video cannot be read any more.
+        """
+        by_prompt: dict[int, list[Trajectory]] = {}
+        for trajectory in trajectories:
+            by_prompt.setdefault(trajectory.meta["rl"]["prompt"], []).append(trajectory)
+        groups = []
+        for number, some in sorted(by_prompt.items()):
+            video = open_video(some[0].task)
+            rollouts = tuple(reopened(t, video) for t in some)
+            groups.append(self._scorer.group(number, GroupRollout(some[0].task, rollouts)))
+        return groups
+
+    def _short(
+        self, step: int, complete: int, wanted: int, drawn: int, groups: list[ScoredGroup]
+    ) -> None:
+        why: dict[str, int] = {}
+        for group in groups:
+            why[group.dropped or "kept"] = why.get(group.dropped or "kept", 0) + 1
+        message = (
+            f"step {step + 1}: {complete} of {wanted} groups after {drawn} prompts (rl.draw_limit={self._config.rl.draw_limit:g} times "
+            f"rl.prompts_per_step); this process: {why}. 'equal' groups have the same reward in every rollout: the questions are too easy "
+            "or too hard for the policy, or the temperature is too low"
+        )
+        if self._config.rl.when_short == "stop" or not complete:
+            raise CollectError(
+                f"{message}. Change the data or rl.mix, raise rl.draw_limit or rl.group, or set rl.when_short='train'"
+            )
+        logging.warning("%s; the step goes on with them", message)
+
+
+class GroupRoller:
+    """The group engine as a `Roller`.
+
+    Attributes:
+      engine: a `vo3.rollout.GroupEngine`, made with the first weights.
+    """
+
+    def __init__(self, make: Callable[[Qwen2_5_VL], object], open_video: Callable, sampling):
+        self.engine = None
+        self._make, self._open, self._sampling = make, open_video, sampling
+
+    def update(self, model: Qwen2_5_VL) -> None:
+        """Goes on with these weights."""
+        if self.engine is None:
+            self.engine = self._make(model)
+        else:
+            self.engine.update(model)
+
+    def roll(self, tasks: Sequence[Task], *, seed: int) -> list[GroupRollout]:
+        """The groups of the tasks, in order."""
+        done = self.engine.run(tasks, self._open, sampling=self._sampling, seed=seed)
+        found = {group.task.id: group for group in done}
+        return [found[task.id] for task in tasks]
+
+
+def reopened(trajectory: Trajectory, video) -> Rollout:
+    """A trajectory with its clips, read again from its video."""
+    clips = [video.overview()]
+    for shown in trajectory.observations[1:]:
+        clips.append(video.crop(shown.start, shown.end, shown.strategy))
+    return Rollout(trajectory, tuple(clips))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's rollouts, 31 bits."""
+    digest = hashlib.blake2b(f"rollouts/{seed}/{step}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def sum_over_processes(count: int) -> int:
+    """The sum of an integer that each process has."""
+    return sum(gathered(count))
+
+
+def gathered(count: int) -> list[int]:
+    """An integer of every process."""
+    if jax.process_count() == 1:
+        return [count]
+    return [int(x) for x in np.ravel(multihost_utils.process_allgather(np.asarray(count)))]
+
+
+class _Clock:
+    """Adds the seconds of a block to `seconds[name]`."""
+
+    def __init__(self, seconds: dict[str, float], name: str):
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._begin = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] += time.monotonic() - self._begin
+
+
+class Pending:
+    """Rollouts of a step that was interrupted before its update: WORKDIR/pending/PROCESS.jsonl.
+
+    The first line says which step they are of; they are used only if the run goes on right there.
+    """
+
+    def __init__(self, workdir: epath.PathLike):
+        self._file = epath.Path(workdir) / "pending" / f"{jax.process_index()}.jsonl"
+
+    def write(self, header: str, lines: Sequence[str]) -> None:
+        """Keeps them."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        part = self._file.with_name(f"{self._file.name}.part")
+        part.write_text("\n".join([header, *lines]) + "\n")
+        part.rename(self._file)
+
+    def read(self, header: str) -> list[Trajectory] | None:
+        """Those of this very step; None when there are none."""
+        if not self._file.exists():
+            return None
+        first, *lines = self._file.read_text().splitlines()
+        return [Trajectory.loads(line) for line in lines] if first == header else None
+
+    def drop(self) -> None:
+        """Forgets them."""
+        if self._file.exists():
+            self._file.unlink()

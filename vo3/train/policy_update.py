@@ -1,0 +1,132 @@
+"""The second half of an RL step: groups to tree rows, old log-probabilities where they are needed, the optimiser steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from vo3.train import group_rows, rl_config, sharding
+from vo3.train.collect import gathered
+from vo3.train.group_rows import PolicyBatch
+from vo3.train.policy_step import PolicyMetrics, PolicyPrograms
+from vo3.train.scoring import ScoredGroup
+from vo3.train.state import Params, Trainable, TrainState, initial_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What the second half of a step did.
+
+    Attributes:
+      metrics: of each optimiser step, on the host.
+      rows, tokens, slots: of this process: tree rows, tokens without padding, places for tokens.
+      names: of the tasks.
+      seconds: for rows and for the update.
+      sample: the rows of the first micro-batch, numpy.
+    """
+
+    metrics: tuple[PolicyMetrics, ...]
+    rows: int
+    tokens: int
+    slots: int
+    names: tuple[str, ...]
+    seconds: dict[str, float]
+    sample: Any
+
+
+class Updater:
+    """Updates the policy on a step's groups."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        run: Trainable,
+        programs: PolicyPrograms,
+        frozen: Params,
+        tokenizer: Any,
+    ):
+        self._config, self._run, self._programs = config, run, programs
+        self._frozen, self._tokenizer = frozen, tokenizer
+        _, groups = sharding.row_groups(run.mesh)
+        self._place = functools.partial(sharding.place, mesh=run.mesh, groups=groups)
+        ways = sharding.row_ways(run.mesh) // groups
+        self._rows = config.data.rows_per_device * ways
+        self._shapes = rl_config.shapes(config)
+        self._reference: Params | None = None
+        if config.rl.kl:
+            starting, _ = run.split(initial_params(run))
+            dtype = jnp.dtype(config.dtype)
+            self._reference = {n: x.astype(dtype) for n, x in starting.items()}
+
+    def update(self, state: TrainState, groups: list[ScoredGroup]) -> tuple[TrainState, Update]:
+        """One or more optimiser steps on these groups; the state is given for good."""
+        rl, begin = self._config.rl, time.monotonic()
+        trees = [self.tree(group) for group in groups]
+        parts = [self.micro_batches(trees[i :: rl.mini_batches]) for i in range(rl.mini_batches)]
+        rowed = time.monotonic()
+        old: list[list[Any]] = [[None] * len(part) for part in parts]
+        if rl_config.updates(self._config) > 1:
+            score = lambda b: self._programs.score(state.params, self._frozen, self._place(b))
+            old = [[score(batch) for batch in part] for part in parts]
+        metrics = []
+        for _ in range(rl.epochs):
+            for part, known in zip(parts, old, strict=True):
+                partial = self._programs.zero()
+                for batch, logprob in zip(part, known, strict=True):
+                    placed = self._place(batch)
+                    scored = dataclasses.replace(placed.scored, old=logprob)
+                    placed = dataclasses.replace(placed, scored=scored)
+                    partial = self._programs.add(
+                        partial, state, self._frozen, placed, self._reference
+                    )
+                state, one = self._programs.finish(state, partial)
+                metrics.append(jax.device_get(one))
+        batches = [batch for part in parts for batch in part]
+        seen = [np.asarray(batch.rows.visibility.enter) for batch in batches]
+        return state, Update(
+            metrics=tuple(metrics),
+            rows=sum(len(x) for x in seen),
+            tokens=sum(int((x >= 0).sum()) for x in seen),
+            slots=sum(x.size for x in seen),
+            names=tuple(group.name for group in groups),
+            seconds={"rows": rowed - begin, "update": time.monotonic() - rowed},
+            sample=batches[0].rows if batches else None,
+        )
+
+    def tree(self, group: ScoredGroup) -> group_rows.Tree:
+        """The group as a tree."""
+        return group_rows.group_tree(
+            [r.rollout for r in group.rollouts],
+            [r.advantage for r in group.rollouts],
+            [r.trained for r in group.rollouts],
+            self._tokenizer,
+            self._run.model,
+            sequences=sum(r.lost is None for r in group.rollouts),
+        )
+
+    def micro_batches(self, trees: list[group_rows.Tree]) -> list[PolicyBatch]:
+        """The trees in rows of one shape, as many micro-batches in every process."""
+        rl = self._config.rl
+        number = max(gathered(group_rows.choose(trees, self._shapes, align=rl.align)))
+        shape = self._shapes[number]
+        rows = group_rows.pack(trees, shape, align=rl.align)
+        most = max(max(gathered(len(rows))), 1)
+        rows += [[] for _ in range(math.ceil(most / self._rows) * self._rows - len(rows))]
+        return [
+            group_rows.build_rows(
+                rows[i : i + self._rows],
+                shape,
+                self._run.model,
+                align=rl.align,
+                aggregation=rl.aggregation,
+            )
+            for i in range(0, len(rows), self._rows)
+        ]

@@ -1,0 +1,88 @@
+"""The policy's weights, from where they are trained to where they roll out, without a copy through the host.
+
+Each process rolls out on its own devices: sets of `rl.rollout.tensor` of them share the weights, and every set has groups of its own. The trainer's mesh
+spans all processes. On one device the arrays are the trainer's own; else they are cast and moved from device to device.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from vo3.attention import AttentionMesh
+from vo3.models import hf_io
+from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
+from vo3.train import sharding
+from vo3.train.config import AXES, ConfigError
+from vo3.train.state import Params, Trainable, build_model
+
+
+class Publisher:
+    """Makes rollout models of a run's parameters.
+
+    Attributes:
+      mesh: this process's devices, with the trainer's axes.
+      sets: of devices that share the weights, in this process.
+      shared: the rollout uses the trainer's very arrays.
+    """
+
+    def __init__(self, run: Trainable):
+        """Lays the rollout's weights out; nothing is moved yet.
+
+        Raises:
+          ConfigError: `rl.rollout.tensor` does not fit this process's devices.
+        """
+        self._run = run
+        config, every = run.config, list(run.mesh.devices.flat)
+        by_process = {p: [d for d in every if d.process_index == p] for p in {d.process_index for d in every}}  # fmt: skip
+        local = by_process[jax.process_index()]
+        ways = config.rl.rollout.tensor or len(local)
+        if ways < 1 or len(local) % ways:
+            raise ConfigError(
+                f"rl.rollout.tensor={ways} does not divide the {len(local)} devices of a process"
+            )
+        self.sets = len(local) // ways
+        grid = np.asarray([by_process[p] for p in sorted(by_process)])
+        self._wide = Mesh(grid.reshape(len(grid), self.sets, ways), ("process", "data", "tensor"))
+        self.mesh = Mesh(np.asarray(local).reshape(1, self.sets, 1, ways, 1), AXES)
+        # Only tensor parallelism is left of the rules on this mesh.
+        rules = sharding.param_sharding(self.mesh, config.sharding.rules)
+        self._specs = {name: rules(name, s.shape).spec for name, s in run.shapes.items()}
+        attention = None
+        if self.mesh.size > 1:
+            attention = AttentionMesh(self.mesh, batch=("data",), heads=("tensor",))
+        model = functools.partial(build_model, run.model, config, attention)
+        self._graph, _ = nnx.split(nnx.eval_shape(model))
+        self._dtype = jnp.dtype(config.dtype)
+        self.shared = run.mesh.size == 1 and jnp.dtype(config.param_dtype) == self._dtype
+
+    def __call__(self, params: Params, frozen: Params) -> Qwen2_5_VL:
+        """The model of these parameters. Where they are `shared` it lasts until the trainer gives them away."""
+        every = {**params, **frozen}
+        if not self.shared:
+            every = self._move(every)
+        return nnx.merge(self._graph, hf_io.unflatten(self._run.shapes, every))
+
+    def _move(self, params: Params) -> Params:
+        cast = self._cast(params)
+        wide = {n: NamedSharding(self._wide, self._specs[n]) for n in cast}
+        moved = jax.device_put(cast, wide)
+        one = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
+
+        def own(name: str, x: jax.Array) -> jax.Array:
+            single = self.mesh.size == 1
+            target = one if single else NamedSharding(self.mesh, self._specs[name])
+            shards = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, target, shards)
+
+        return {name: own(name, x) for name, x in moved.items()}
+
+    @functools.cached_property
+    def _cast(self) -> Any:
+        return jax.jit(lambda params: {n: x.astype(self._dtype) for n, x in params.items()})
