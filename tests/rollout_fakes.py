@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import typing
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from vo3.rollout import Buckets, Engine, RolloutPolicy
+from vo3.rollout.leaf import Leaf
 from vo3.rollout.session import SampledTurn
 from vo3.trajectory import Task
 from vo3.video import Clip, CropPolicy
@@ -198,3 +200,28 @@ def call(t0=3.0, t1=9.0, strategy="fine", think="hm") -> str:
 
 def answer(text="A") -> str:
     return f"<think>so</think>\n<answer>{text}</answer>"
+
+
+class ScriptedLeaf(Leaf):
+    """A leaf that says `scripts[seed][i]` in its i-th turn, after `babble` tokens of its own; see `ScriptedEngine`."""
+
+    scripts: typing.ClassVar[dict[int, tuple[str, ...]]] = {}
+    babble: typing.ClassVar[int] = 4
+    tokenizer: typing.ClassVar[PreTrainedTokenizerFast]
+    turn = 0
+
+    def token(self, token, logprob):
+        self._ids.append(token)
+        self._logprobs.append(logprob)
+        if len(self._ids) < self.babble:
+            return
+        text = self.scripts[self.sampling.seed][self.turn]
+        self.turn += 1
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        stops = [self._sample.watch.push(t)[1] for t in ids]
+        self.said(
+            SampledTurn(
+                (*self._ids, *ids), (*self._logprobs, *(0.0,) * len(ids)), stops[-1] or "tag"
+            ),
+            self.babble,
+        )

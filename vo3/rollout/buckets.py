@@ -53,10 +53,10 @@ class GroupBuckets:
       features: vision features that are kept on the device until their tokens are prefilled; None: of two of the largest calls.
     """
 
-    tokens: tuple[int, ...] = (64, 512, 2048)
-    patches: tuple[int, ...] = (1024, 4096, 16384)
-    prefix: tuple[int, ...] = (2048, 8192, 20480)
-    suffix: tuple[int, ...] = (1024, 4096, 32768)
+    tokens: tuple[int, ...] = (64, 256, 2048)
+    patches: tuple[int, ...] = (256, 1024, 4096, 16384)
+    prefix: tuple[int, ...] = (512, 2048, 8192, 20480)
+    suffix: tuple[int, ...] = (512, 2048, 8192, 32768)
     features: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:

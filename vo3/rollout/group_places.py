@@ -111,6 +111,35 @@ class GroupPlaces:
         self, config: TextConfig, leaves: int, prefix: int, suffix: int, features: int, dtype: Any
     ) -> GroupState:
         """Unwritten caches of these capacities, room for `features` features a shard, and nothing drawn."""
+        parts = self._parts(config, leaves, prefix, suffix, features, dtype)
+        if self.mesh is None:
+            return GroupState(**{name: body() for name, (_, body) in parts.items()})
+        # Made where they lie: a cache may be larger than one device.
+        make = lambda kind, body: jax.jit(body, out_shardings=self.kinds[kind])()
+        return GroupState(**{name: make(*part) for name, part in parts.items()})
+
+    def abstract(
+        self, config: TextConfig, leaves: int, prefix: int, suffix: int, features: int, dtype: Any
+    ) -> GroupState:
+        """Shapes, types and layouts of `empty`."""
+        parts = self._parts(config, leaves, prefix, suffix, features, dtype)
+        return GroupState(
+            **{
+                name: jax.tree.map(lambda x, k=kind: self._laid(x, k), jax.eval_shape(body))
+                for name, (kind, body) in parts.items()
+            }
+        )
+
+    def abstract_rows(self, x: np.ndarray) -> jax.ShapeDtypeStruct:
+        """Shape, type and layout of `put(x)`."""
+        shape = (x.shape[0] * self.processes, *x.shape[1:])
+        return self._laid(jax.ShapeDtypeStruct(shape, x.dtype), "rows")
+
+    def _laid(self, x: jax.ShapeDtypeStruct, kind: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.kinds.get(kind))
+
+    def _parts(self, config, leaves, prefix, suffix, features, dtype) -> dict[str, tuple]:
+        """Kind and maker of each field of the state."""
         groups = self.groups * self.processes
 
         def drawn() -> Drawn:
@@ -118,22 +147,13 @@ class GroupPlaces:
             ints = [zero(jnp.int32) for _ in range(3)]
             return Drawn(ints[0], zero(jnp.float32), ints[1], ints[2], zero(jnp.uint32), zero(bool))
 
-        shape = (self.shards * self.processes, features, config.hidden_size)
-        make = {
+        pictures = (self.shards * self.processes, features, config.hidden_size)
+        return {
             "prefix": ("prefix", lambda: PrefixCache.empty(config, groups, prefix, dtype=dtype)),
             "suffix": (
                 "suffix",
                 lambda: SuffixCache.empty(config, groups, leaves, suffix, dtype=dtype),
             ),
             "drawn": ("rows", drawn),
-            "features": ("rows", lambda: jnp.zeros(shape, dtype)),
+            "features": ("rows", lambda: jnp.zeros(pictures, dtype)),
         }
-        if self.mesh is None:
-            return GroupState(**{name: body() for name, (_, body) in make.items()})
-        # Made where they lie: a cache may be larger than one device.
-        return GroupState(
-            **{
-                name: jax.jit(body, out_shardings=self.kinds[kind])()
-                for name, (kind, body) in make.items()
-            }
-        )

@@ -15,81 +15,25 @@ Those that draw come once per sampling method.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from vo3.models.qwen2_5_vl.group_cache import PrefixCache, SuffixCache
 from vo3.models.qwen2_5_vl.group_decoder import decode_leaves, extend_leaves, extend_prefix
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.models.qwen2_5_vl.vision import VisionInputs, stack_vision_inputs, vision_inputs
 from vo3.rollout.buckets import GroupBuckets
+from vo3.rollout.chunk import Chunk, Lengths
 from vo3.rollout.group_places import GroupPlaces, GroupState
-from vo3.rollout.sampler import Drawn, Knobs, Method, draw
+from vo3.rollout.sampler import Drawn, Knobs, Method, Sampling, draw
 from vo3.rollout.vision import Patches
 from vo3.rollout.weights import Weights
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """New tokens, one row a group, and the turns that begin behind them.
-
-    Attributes:
-      ids: token ids.
-      positions: M-RoPE positions, rows first.
-      rows: where in the shard's buffer the vision feature is that stands there, -1 for plain tokens.
-      leaf: which leaf a token belongs to; not read for a prompt.
-      slots: where it stands in its prefix or suffix, -1 for padding.
-      last: index in the row of the token that a leaf's turn follows on, -1 where none begins.
-      position, count, seed: of the turns that begin; see `Drawn`.
-    """
-
-    ids: Int[Array, "G L"]
-    positions: Int[Array, "G 3 L"]
-    rows: Int[Array, "G L"]
-    leaf: Int[Array, "G L"]
-    slots: Int[Array, "G L"]
-    last: Int[Array, "G n"]
-    position: Int[Array, "G n"]
-    count: Int[Array, "G n"]
-    seed: UInt32[Array, "G n"]
-
-    @classmethod
-    def empty(cls, groups: int, leaves: int, tokens: int) -> Chunk:
-        """Padding only; numpy fields to be filled."""
-        return cls(
-            ids=np.zeros((groups, tokens), np.int32),
-            positions=np.zeros((groups, 3, tokens), np.int32),
-            rows=np.full((groups, tokens), -1, np.int32),
-            leaf=np.zeros((groups, tokens), np.int32),
-            slots=np.full((groups, tokens), -1, np.int32),
-            last=np.full((groups, leaves), -1, np.int32),
-            position=np.zeros((groups, leaves), np.int32),
-            count=np.zeros((groups, leaves), np.int32),
-            seed=np.zeros((groups, leaves), np.uint32),
-        )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Slots in use, and whose turn it is.
-
-    Attributes:
-      prefix: of each group.
-      suffix: of each leaf.
-      active: leaves that are sampling.
-    """
-
-    prefix: Int[Array, " G"]
-    suffix: Int[Array, "G n"]
-    active: Bool[Array, "G n"]
 
 
 class GroupPrograms:
@@ -130,6 +74,11 @@ class GroupPrograms:
     def compilations(self) -> int:
         """Programs compiled so far."""
         return self.compiled.total()
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes run these programs together."""
+        return self._places.shared
 
     def update(self, model: Qwen2_5_VL) -> None:
         """Uses the parameters of `model`, of the same architecture, from now on."""
@@ -231,11 +180,7 @@ class GroupPrograms:
 
     def warm_up(self, buckets: GroupBuckets, knobs: Knobs, method: Method) -> None:
         """Calls every program for every combination of buckets, on caches without groups."""
-        lengths = Lengths(
-            np.zeros(self.groups, np.int32),
-            np.zeros((self.groups, self.leaves), np.int32),
-            np.zeros((self.groups, self.leaves), bool),
-        )
+        lengths = Lengths.empty(self.groups, self.leaves)
         chunks = [Chunk.empty(self.groups, self.leaves, tokens) for tokens in buckets.tokens]
         calls = [None] * self.shards
         for number, prefix in enumerate(buckets.prefix):
@@ -266,6 +211,34 @@ class GroupPrograms:
                         self.resize(state.suffix, size)
                 jax.block_until_ready(state.suffix)
 
+    def lowered(
+        self, *, tokens: int, prefix: int, suffix: int, features: int, method: Method = "plain"
+    ) -> dict[str, jax.stages.Lowered]:
+        """`prompt`, `extend` and `decode` for these sizes, lowered for the model's devices, which need not be there."""
+        state = self._places.abstract(
+            self.config.text, self.leaves, prefix, suffix, features, self.dtype
+        )
+        rows = lambda tree: jax.tree.map(self._places.abstract_rows, tree)
+        lengths = rows(Lengths.empty(self.groups, self.leaves))
+        chunk = rows(Chunk.empty(self.groups, self.leaves, tokens))
+        same = {"drawn": state.drawn, "method": method}
+        same["knobs"] = jax.tree.map(np.asarray, Knobs.of(Sampling(temperature=1.0)))
+        new = {"chunk": chunk, "features": state.features, **same}
+        caches = {"prefix": state.prefix, "suffix": state.suffix}
+        weights = self._weights.leaves
+        return {
+            "prompt": self._prompt.lower(weights, prefix=state.prefix, **new),
+            "extend": self._extend.lower(weights, lengths=lengths.prefix, **caches, **new),
+            "decode": self._decode.lower(weights, lengths=lengths, **caches, **same),
+        }
+
+    def cache_bytes(self, *, prefix: int, suffix: int) -> int:
+        """Bytes of the key-value caches of these capacities on one device."""
+        state = self._places.abstract(self.config.text, self.leaves, prefix, suffix, 1, self.dtype)
+        own = lambda x: x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        caches = jax.tree.leaves((state.prefix, state.suffix))
+        return sum(math.prod(own(x)) * x.dtype.itemsize for x in caches)
+
     # Bodies. Each notes its compilation: the Python code below runs once per compiled program.
 
     def _note(self, *key) -> None:
@@ -278,8 +251,8 @@ class GroupPrograms:
         count = inputs.count[:, None] // self.config.vision.merge_unit
         # Padding, and the shards without a call, are written nowhere.
         index = jnp.where(index < count, start[:, None] + index, features.shape[1])
-        shards = jnp.arange(features.shape[0], dtype=jnp.int32)[:, None]
-        return features.at[shards, index].set(new.astype(features.dtype), mode="drop")
+        write = lambda kept, at, x: kept.at[at].set(x.astype(kept.dtype), mode="drop")
+        return jax.vmap(write)(features, index, new)
 
     def _prompt_body(self, weights, prefix, drawn, chunk, features, knobs, *, method):
         self._note("prompt", chunk.ids.shape[1], prefix.capacity, method)

@@ -6,50 +6,23 @@ host threads meanwhile, and leaves that wait for one are rows that stand still.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from vo3.rollout.buckets import GroupBuckets, smallest
+from vo3.rollout.chunk import Chunk, Lengths
 from vo3.rollout.group import Group
 from vo3.rollout.group_counts import GroupCounts
 from vo3.rollout.group_places import GroupState
-from vo3.rollout.group_programs import Chunk, GroupPrograms, Lengths
+from vo3.rollout.group_programs import GroupPrograms
 from vo3.rollout.leaf import Leaf
+from vo3.rollout.lockstep import Need
 from vo3.rollout.sampler import Knobs, Method
 from vo3.rollout.stream import FeatureBuffer, Stream
 
 # Slots kept free when a suffix cache is chosen, so that it does not grow with every clip.
 _SLACK = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Need:
-    """What a process would do next. The largest of everybody's numbers is what all of them do.
-
-    Attributes:
-      busy: 1 while there is anything left to do, now or later.
-      encode: patches of the next call of the vision tower; 0: none is due.
-      prompt, extend: tokens of the next chunk; 0: none is due.
-      decode: 1 if a leaf samples.
-      prefix, suffix: slots that the caches must have.
-      refit: 1 if the caches may become smaller.
-    """
-
-    busy: int = 0
-    encode: int = 0
-    prompt: int = 0
-    extend: int = 0
-    decode: int = 0
-    prefix: int = 1
-    suffix: int = 1
-    refit: int = 0
-
-    @property
-    def idle(self) -> bool:
-        """Whether no program is due."""
-        return not (self.encode or self.prompt or self.extend or self.decode)
 
 
 class Lane:
@@ -292,10 +265,7 @@ class Lane:
         chunk.seed[slot, number] = leaf.sampling.seed
 
     def _lengths(self) -> Lengths:
-        shape = (len(self.slots), self._programs.leaves)
-        lengths = Lengths(
-            np.zeros(shape[0], np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
-        )
+        lengths = Lengths.empty(len(self.slots), self._programs.leaves)
         for slot, group in enumerate(self.slots):
             if group is not None:
                 lengths.prefix[slot] = group.prompt.used

@@ -82,14 +82,16 @@ class Leaf:
         self._logprobs.append(logprob)
         text, stop = self._sample.watch.push(token)
         self._sample.on_token(token, text)
-        if stop is None:
-            return
-        turn = SampledTurn(tuple(self._ids), tuple(self._logprobs), stop)
+        if stop is not None:
+            self.said(SampledTurn(tuple(self._ids), tuple(self._logprobs), stop), len(self._ids))
+
+    def said(self, turn: SampledTurn, cached: int) -> None:
+        """The turn is over; its first `cached` tokens are in the cache."""
         self._ids, self._logprobs = [], []
         context = self.stream.context
         context.append_ids(turn.ids)
-        context.mark_cached(len(turn.ids))
-        self.stream.counts.sampled += len(turn.ids)
+        context.mark_cached(cached)
+        self.stream.counts.sampled += cached
         self._go_on(turn)
 
     def looked(self) -> None:

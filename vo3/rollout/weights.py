@@ -40,7 +40,7 @@ class Weights:
         leaves, tree = jax.tree.flatten(state)
         if split is None:
             sizes = jax.tree.leaves(nnx.state(model.decoder.layers))
-            small = sum(x.nbytes for x in sizes) <= _SPLIT_BYTES
+            small = sum(x.size * x.dtype.itemsize for x in sizes) <= _SPLIT_BYTES
             split = jax.default_backend() == "cpu" and model.decoder.mesh is None and small
         if split:
             paths = [path for path, _ in jax.tree.leaves_with_path(state)]

@@ -88,10 +88,10 @@ def write_prefix(
     stored: Float[Array, "G K M H"], slots: Int[Array, "G L"], new: Float[Array, "G K L H"]
 ) -> Float[Array, "G K M H"]:
     """`stored` with `new` at `slots` of each group; negative slots are dropped."""
-    rows = jnp.arange(stored.shape[0], dtype=jnp.int32)[:, None]
     slots = jnp.where(slots < 0, stored.shape[2], slots)
-    update = new.transpose(0, 2, 1, 3).astype(stored.dtype)
-    return stored.at[rows, :, slots].set(update, mode="drop")
+    # Group by group, so that groups on different devices stay there.
+    write = lambda kept, at, x: kept.at[:, at].set(x, mode="drop")
+    return jax.vmap(write)(stored, slots, new.astype(stored.dtype))
 
 
 def write_suffix(
@@ -101,10 +101,10 @@ def write_suffix(
     new: Float[Array, "G K L H"],
 ) -> Float[Array, "G n K R H"]:
     """`stored` with `new` at (`leaf`, `slots`) of each group; negative slots are dropped."""
-    rows = jnp.arange(stored.shape[0], dtype=jnp.int32)[:, None]
     slots = jnp.where(slots < 0, stored.shape[3], slots)
     update = new.transpose(0, 2, 1, 3).astype(stored.dtype)
-    return stored.at[rows, leaf, :, slots].set(update, mode="drop")
+    write = lambda kept, which, at, x: kept.at[which, :, at].set(x, mode="drop")
+    return jax.vmap(write)(stored, leaf, slots, update)
 
 
 def _zeros(config: TextConfig, shape: tuple[int, ...], dtype: Any) -> list[tuple[Array, ...]]:
