@@ -281,7 +281,7 @@ def check(
         else:
             traced = programs.add.trace(partial, state, frozen, batch)
         lowered = traced.lower()
-    memory, text = _compile(lowered, dump)
+    memory, text = compile_lowered(lowered, dump)
     program = hlo.parse(text) if text else None
     count = len(devices)
     context = mesh.shape["context"]
@@ -335,7 +335,7 @@ def check(
     )
 
 
-def _compile(lowered: Any, dump: str | None) -> tuple[Any, str]:
+def compile_lowered(lowered: Any, dump: str | None) -> tuple[Any, str]:
     """Memory figures and the text of the optimised module.
 
     The text is the compiler's own dump: `compiled.as_text()` reads the executable back, which XLA refuses for what newer libtpu

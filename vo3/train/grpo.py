@@ -202,6 +202,7 @@ class Loop:
                         checkpoints.save(state, done, cursor=cursor)
                     logging.info("asked to end: kept the rollouts of step %d", done + 1)
                     break
+                self.publish.release()
                 state, update = self.updater.update(state, kept(collected.groups))
                 done, cursor = done + 1, collected.cursor
                 profile.after(done)

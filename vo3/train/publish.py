@@ -60,6 +60,7 @@ class Publisher:
         model = functools.partial(build_model, run.model, config, attention)
         self._graph, _ = nnx.split(nnx.eval_shape(model))
         self._dtype = jnp.dtype(config.dtype)
+        self._given: list[jax.Array] = []
         self.shared = run.mesh.size == 1 and jnp.dtype(config.param_dtype) == self._dtype
 
     def __call__(self, params: Params, frozen: Params) -> Qwen2_5_VL:
@@ -67,7 +68,25 @@ class Publisher:
         every = {**params, **frozen}
         if not self.shared:
             every = self._move(every)
-        return nnx.merge(self._graph, hf_io.unflatten(self._run.shapes, every))
+        return self._model(every)
+
+    def release(self) -> None:
+        """Frees the memory of the model made last, before an update needs it; only what was cast is a copy that can be given up."""
+        for array in self._given:
+            array.delete()
+        self._given = []
+
+    def abstract(self) -> Qwen2_5_VL:
+        """The model as shapes with their places, for compilation alone."""
+        place = lambda name: NamedSharding(self.mesh, self._specs[name])
+        shapes = {
+            name: jax.ShapeDtypeStruct(s.shape, self._dtype, sharding=place(name))
+            for name, s in self._run.shapes.items()
+        }
+        return self._model(shapes)
+
+    def _model(self, params: dict[str, Any]) -> Qwen2_5_VL:
+        return nnx.merge(self._graph, hf_io.unflatten(self._run.shapes, params))
 
     def _move(self, params: Params) -> Params:
         cast = self._cast(params)
@@ -81,7 +100,9 @@ class Publisher:
             shards = [shard.data for shard in x.addressable_shards]
             return jax.make_array_from_single_device_arrays(x.shape, target, shards)
 
-        return {name: own(name, x) for name, x in moved.items()}
+        result = {name: own(name, x) for name, x in moved.items()}
+        self._given = [x for name, x in result.items() if params[name].dtype != self._dtype]
+        return result
 
     @functools.cached_property
     def _cast(self) -> Any:

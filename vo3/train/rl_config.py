@@ -157,8 +157,11 @@ def resolve(
 
 
 def for_optimizer(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with `steps` counted in optimiser steps, which is what schedules count."""
-    return config_lib.override(config, steps=config.steps * updates(config))
+    """The config with `steps` and `optim.warmup` counted in optimiser steps, as schedules count."""
+    each = updates(config)
+    return config_lib.override(
+        config, **{"steps": config.steps * each, "optim.warmup": config.optim.warmup * each}
+    )
 
 
 def updates(config: ml_collections.ConfigDict) -> int:

@@ -55,6 +55,11 @@ def test_a_mesh_is_resharded_and_cast_without_the_host():
         split += "tensor" in str(value.sharding.spec)
         assert "fsdp" not in str(value.sharding.spec)
     assert split > 5
+    publish.release()
+    assert all(value.is_deleted() for value in hf_io.flatten(nnx.state(model)).values())
+    assert not any(value.is_deleted() for value in params.values())
+    # The next model is made as the first one was.
+    publish(*run.split(params))
 
 
 def test_devices_must_divide():

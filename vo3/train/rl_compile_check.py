@@ -1,0 +1,222 @@
+"""Does an RL config fit a TPU slice? Update, rollout prefill and decode, compiled for the slice without one.
+
+    python -m vo3.train.rl_compile_check --config=configs/rl.py --topology=v5p:2x2x4 [--config.rl.rollout.tensor=1 ...]
+
+As `vo3.train.compile_check`: nothing runs, memory is what the compiler assigned. While rollouts are made a device holds the trainer's state too;
+while the policy is updated the rollout's weights and caches are gone. Exit code 1 when one of the programs does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+
+if __name__ == "__main__":
+    # Else libtpu complains at length that this machine is no TPU worker.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+
+# It sets what else compilation for a topology needs, before anything imports jax.
+from vo3.train import compile_check as base  # isort: skip
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from pallas_kernels import tuning
+from vo3.rollout.group_programs import GroupPrograms
+from vo3.train import chips, rl_config, sharding
+from vo3.train import config as config_lib
+from vo3.train.chips import GIB, Chip
+from vo3.train.group_rows import PolicyBatch, Shape
+from vo3.train.policy_loss import Scored
+from vo3.train.policy_step import PolicyPrograms
+from vo3.train.publish import Publisher
+from vo3.train.state import Trainable, trainable
+
+# Rows of the published mix, where no data say how many there are; only schedules depend on it.
+ROWS = 185_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One program on one device, bytes.
+
+    Attributes:
+      name: of the program, with its sizes.
+      arguments: what it is given: parameters, caches, batch.
+      temporaries: the compiler's.
+      resident: what else lies on the device while it runs.
+      seconds: of compilation.
+    """
+
+    name: str
+    arguments: float
+    temporaries: float
+    resident: float
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        """The peak."""
+        return self.arguments + self.temporaries + self.resident
+
+
+@dataclasses.dataclass(frozen=True)
+class RLReport:
+    """What a device of the slice holds.
+
+    Attributes:
+      chip: of the slice.
+      mesh: of the trainer.
+      sets, tensor: sets of devices of a process that roll out, devices that share the weights.
+      cache: bytes of the key-value caches on a device, at the largest buckets.
+      parts: the programs.
+    """
+
+    chip: Chip
+    mesh: dict[str, int]
+    sets: int
+    tensor: int
+    cache: float
+    parts: tuple[Part, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program does."""
+        return all(part.total <= self.chip.hbm_bytes for part in self.parts)
+
+
+def abstract_rows(run: Trainable, shape: Shape) -> PolicyBatch:
+    """A micro-batch of rows of this shape, as shapes with shardings."""
+    count = config_lib.row_ways(run.config) * run.config.data.rows_per_device
+    rows = base.abstract_batch(run, base.Shapes(count, shape.tokens, shape.patches))
+    of = lambda dtype, *more: jax.ShapeDtypeStruct((count, *more), dtype)
+    ints, floats = of(np.int32, shape.scored), of(np.float32, shape.scored)
+    scored = Scored(ints, ints, ints, floats, floats, floats, of(np.float32))
+    where = sharding.batch_shardings(run.mesh, scored)
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return PolicyBatch(rows, jax.tree.map(place, scored, where))
+
+
+def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int = 1) -> RLReport:
+    """Compiles the programs of `config` for `topology`, each at its largest shape.
+
+    Raises:
+      ConfigError: a contradiction, or a mesh that does not fit the slice.
+      ValueError: an unknown topology.
+      DoesNotFit: the compiler gave up for lack of memory.
+    """
+    slice_ = chips.topology(topology)
+    # Nothing is read; any name passes for the rows.
+    changes = {"mesh.dcn_data": num_slices}
+    changes |= {"data.rows": config.data.rows or "rows.jsonl"}
+    config = config_lib.override(config, **changes)
+    config = rl_config.resolve(config, devices=slice_.chips * num_slices, prompts=ROWS)
+    options = {"num_slices": num_slices} if num_slices > 1 else {}
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=slice_.name, **options
+    ).devices
+    mesh = sharding.make_mesh(config, devices)
+    run = trainable(rl_config.for_optimizer(config), mesh, model=base.model_config(config))
+    state, frozen = run.state, run.part(frozen=True)
+    programs = PolicyPrograms(
+        run, rl_config.policy_loss(config), temperature=config.rl.rollout.temperature
+    )
+    shape = rl_config.shapes(config)[-1]
+    partial = jax.eval_shape(programs.zero)
+    where = sharding.like_params(
+        partial, run.shapes, lambda name, _: run.shapes[name].sharding, mesh
+    )
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    partial = jax.tree.map(place, partial, where)
+    reference = {n: place(s, s.sharding) for n, s in state.params.items()} if config.rl.kl else None
+    publish = Publisher(run)
+    groups = config.rl.rollout.slots // config.rl.rollout.lanes * publish.sets
+    sizes = rl_config.buckets(config).limit(config.rl.rollout.max_length)
+    trainer = base.device_bytes((state, frozen))
+    with tuning.target(tuning.DEVICE_KINDS[devices[0].device_kind]):
+        name = f"update, rows of {shape.tokens:,} tokens and {shape.patches:,} patches"
+        batch = abstract_rows(run, shape)
+        lowered = programs.add.lower(partial, state, frozen, batch, reference)
+        parts = [_part(name, lowered, resident=0.0)]
+        rollout = GroupPrograms(publish.abstract(), groups=groups, leaves=config.rl.group)
+        largest = {
+            "tokens": sizes.tokens[-1], "prefix": sizes.prefix[-1], "suffix": sizes.suffix[-1],
+        }  # fmt: skip
+        told = ", ".join(f"{key} {size:,}" for key, size in largest.items())
+        for name, lowered in rollout.lowered(**largest, features=sizes.features).items():
+            parts.append(_part(f"{name}, {told}", lowered, resident=trainer))
+    cache = rollout.cache_bytes(prefix=largest["prefix"], suffix=largest["suffix"])
+    return RLReport(
+        slice_.chip,
+        dict(mesh.shape),
+        publish.sets,
+        publish.mesh.shape["tensor"],
+        float(cache),
+        tuple(parts),
+    )
+
+
+def _part(name: str, lowered: jax.stages.Lowered, *, resident: float) -> Part:
+    begin = time.monotonic()
+    memory, _ = base.compile_lowered(lowered, None)
+    given = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return Part(
+        name,
+        float(given - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes),
+        float(memory.temp_size_in_bytes),
+        resident,
+        time.monotonic() - begin,
+    )
+
+
+def render(report: RLReport) -> str:
+    """The report as text."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "1"
+    lines = [
+        f"trainer's mesh {mesh}; rollout: {report.sets} sets of {report.tensor} devices in each process",
+        f"key-value caches: {report.cache / GIB:.2f} GiB per device at the largest buckets",
+        "",
+        f"{'per device, GiB':<76}{'given':>9}{'temporary':>11}{'beside':>9}{'total':>9}",
+    ]
+    for part in report.parts:
+        numbers = (part.arguments, part.temporaries, part.resident, part.total)
+        text = "".join(f"{x / GIB:>{w}.2f}" for x, w in zip(numbers, (9, 11, 9, 9), strict=True))
+        lines.append(f"  {part.name:<74}{text}")
+    lines += [f"  {'usable on ' + report.chip.name:<74}{report.chip.hbm_bytes / GIB:>38.2f}"]
+    return "\n".join([*lines, "", "fits" if report.fits else "does not fit"])
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file("config", None, "RL configuration.", lock_config=True)
+    flags.DEFINE_string("topology", None, "v5p:2x2x4, v6e:8x8, ... or v5p-32, v6e-64, ...")
+    flags.DEFINE_integer("num_slices", 1, "Slices joined by network.", lower_bound=1)
+    flags.mark_flags_as_required(["config", "topology"])
+
+
+def main(_: list[str]) -> None:
+    """Entry point of `python -m vo3.train.rl_compile_check`."""
+    given = flags.FLAGS
+    try:
+        report = check(given.config, given.topology, num_slices=given.num_slices)
+    except base.DoesNotFit as error:
+        print(f"{error}\n\ndoes not fit")
+        sys.exit(1)
+    except ValueError as error:
+        print(f"rl_compile_check: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(render(report))
+    sys.exit(0 if report.fits else 1)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=config_lib.parse_flags)
