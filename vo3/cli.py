@@ -1,4 +1,4 @@
-"""`vo3`: ask a video, convert a checkpoint, look at trajectories. Thin: every command is a call into the package.
+"""`vo3`: ask a video, evaluate, convert a checkpoint, look at trajectories. Thin: every command is a call into the package.
 
 A wrong input ends in one line that names the thing and the remedy, and exit code 2.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 import vo3
+from vo3.evals import commands as evals_commands
 
 # transformers announces on import that it found no torch; nothing here needs torch.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -56,6 +57,9 @@ def _expected() -> tuple[type[BaseException], ...]:
         ("vo3.models.safetensors_io", "CheckpointError"),
         ("vo3.rollout.errors", "RolloutError"),
         ("vo3.train.config", "ConfigError"),
+        ("vo3.evals.questions", "AnnotationError"),
+        ("vo3.evals.cards", "CardError"),
+        ("vo3.evals.judge", "JudgeError"),
     ):
         # What was never imported raised nothing.
         if module in sys.modules:
@@ -152,20 +156,28 @@ def _parser() -> argparse.ArgumentParser:
         help="of the original run: its batch is given per GPU",
     )
 
+    evals_commands.add(commands)
+
     view = commands.add_parser(
-        "view", help="write a page for every trajectory of a file, and an index"
+        "view", help="write a page that lists the trajectories of a file, and pages with frames"
     )
     view.set_defaults(run=_view)
     view.add_argument("trajectories", metavar="TRAJECTORIES.jsonl")
+    view.add_argument(
+        "--beside", metavar="FILE", help="trajectories of another checkpoint on the same questions"
+    )
     view.add_argument(
         "--out", metavar="DIR", help="default: a folder named after the file, beside it"
     )
     view.add_argument(
         "--videos", metavar="ROOT", help="folder that the videos' relative paths start from"
     )
-    view.add_argument("--limit", type=_positive(int), metavar="N", help="pages at most")
+    view.add_argument(
+        "--limit", type=_positive(int), default=200, metavar="N",
+        help="pages with frames at most (default: %(default)s); the list has every trajectory",
+    )  # fmt: skip
     view.add_argument("--no-frames", action="store_true", help="do not read the videos")
-    view.add_argument("--open", action="store_true", help="open the index in a browser")
+    view.add_argument("--open", action="store_true", help="open the list in a browser")
 
     doctor = commands.add_parser(
         "doctor", help="say which rows can be trained on with the videos at hand"
@@ -416,12 +428,19 @@ def _view(args: argparse.Namespace) -> int:
     out = epath.Path(args.out) if args.out else source.with_suffix("")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; choose another folder with --out")
+    if args.beside is not None and not epath.Path(args.beside).is_file():
+        raise UsageError(f"--beside {args.beside} is no file; give trajectories, one a line")
     result = gallery.write(
-        source, out, videos=args.videos, limit=args.limit, frames=not args.no_frames
+        source,
+        out,
+        videos=args.videos,
+        limit=args.limit,
+        frames=not args.no_frames,
+        other=args.beside,
     )
     for line in result.problems:
         print(f"vo3: {line}", file=sys.stderr)
-    if result.pages == 0:
+    if result.shown == 0:
         raise UsageError(f"{args.trajectories} holds no trajectory that can be shown")
     print(f"wrote {result.pages} pages and {out / 'index.html'}")
     if args.open:

@@ -1,18 +1,17 @@
-"""A file of trajectories as a folder of pages with an index."""
+"""A file of trajectories as a folder: an index that holds them all, and pages with frames."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 from etils import epath
 
 from vo3.trajectory import SCHEMA_VERSION, Trajectory
 from vo3.video import Clip, VideoCrop, VideoError
-from vo3.viewer.markup import Markup, tag
-from vo3.viewer.page import document, judge, render, video_name
-from vo3.viewer.pictures import clock
-from vo3.viewer.timeline import duration_of
+from vo3.viewer import browser
+from vo3.viewer.page import render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +19,14 @@ class Written:
     """What `write` did.
 
     Attributes:
-      pages: trajectories shown.
+      pages: trajectories with a page of their own.
+      shown: trajectories in the index.
       broken: lines that are no trajectory.
       problems: a sentence for each broken line and each video that could not be read.
     """
 
     pages: int
+    shown: int
     broken: int
     problems: tuple[str, ...]
 
@@ -60,8 +61,9 @@ def write(
     videos: epath.PathLike | None = None,
     limit: int | None = None,
     frames: bool = True,
+    other: epath.PathLike | None = None,
 ) -> Written:
-    """Writes a page for every line of a file, and `index.html` over them.
+    """Writes `index.html` over every trajectory of a file, and a page with frames for the first ones.
 
     A line that is no trajectory, or a video that cannot be read, costs that line or those pictures and is named.
 
@@ -69,60 +71,58 @@ def write(
       source: one JSON trajectory a line.
       out: folder of the pages; created.
       videos: folder that the videos' relative paths start from.
-      limit: pages at most.
+      limit: pages at most; None: all. The index has every trajectory.
       frames: whether the videos are read for pictures.
+      other: a second file, of another checkpoint on the same questions, to be shown beside the first.
     """
     out = epath.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[Markup] = []
     problems: list[str] = []
-    broken = 0
-    with epath.Path(source).open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and len(rows) >= limit:
-                break
-            if not line.strip():
-                continue
-            try:
-                trajectory = Trajectory.loads(line.decode())
-            except (ValueError, AttributeError) as error:
-                broken += 1
-                problems.append(
-                    f"{source}, line {number}: no trajectory of schema {SCHEMA_VERSION}: {error}"
-                )
-                continue
-            clips: dict[int, Clip] = {}
-            if frames:
+    records = []
+    pages = 0
+    first = _Lines(epath.Path(source), problems)
+    for number, trajectory in first:
+        name, clips = None, {}
+        if limit is None or pages < limit:
+            if frames and trajectory.observations:
                 try:
                     clips = clips_of(trajectory, videos=videos)
                 except VideoError as error:
                     problems.append(f"{source}, line {number}: shown without frames: {error}")
-            name = f"{len(rows) + 1:05d}.html"
+            pages += 1
+            name = f"{pages:05d}.html"
             (out / name).write_text(render(trajectory, clips=clips))
-            rows.append(_row(name, trajectory))
-    (out / "index.html").write_text(_index(os.path.basename(os.fspath(source)), rows))
-    return Written(len(rows), broken, tuple(problems))
+        records.append(browser.record(trajectory, page=name, clips=clips))
+    second = None if other is None else _Lines(epath.Path(other), problems)
+    beside = None if second is None else [browser.record(t) for _, t in second]
+    names = [os.path.basename(os.fspath(path)) for path in (source, other) if path is not None]
+    if len(set(names)) < len(names):  # the same file name in two folders
+        names = [os.fspath(path) for path in (source, other) if path is not None]
+    title = " and ".join(names)
+    page = browser.render(
+        title, records, other=beside, names=tuple(names[:2]) if beside else ("", "")
+    )
+    (out / "index.html").write_text(page)
+    broken = first.broken + (second.broken if second else 0)
+    return Written(pages, len(records), broken, tuple(problems))
 
 
-def _row(name: str, trajectory: Trajectory) -> Markup:
-    right = judge(trajectory)
-    verdict = "" if right is None else "right" if right else "wrong"
-    tokens = sum(o.tokens for o in trajectory.observations)
-    cells = [
-        tag("a", trajectory.task.question or trajectory.task.id, href=name),
-        trajectory.answer if trajectory.answer is not None else f"({trajectory.outcome})",
-        tag("span", verdict, class_=verdict or None),
-        f"{len(trajectory.observations[1:])}",
-        f"{tokens:,}",
-        f"{video_name(trajectory.task)}, {clock(duration_of(trajectory))}",
-    ]
-    return tag("tr", [tag("td", cell) for cell in cells])
+class _Lines:
+    """The trajectories of a file with their line numbers; what is none is counted and named."""
 
+    def __init__(self, path: epath.Path, problems: list[str]):
+        self.broken = 0
+        self._path, self._problems = path, problems
 
-def _index(name: str, rows: list[Markup]) -> str:
-    names = ("question", "answer", "", "looks", "video tokens", "video")
-    head = tag("thead", tag("tr", [tag("th", n, scope="col") for n in names]))
-    count = "1 question" if len(rows) == 1 else f"{len(rows):,} questions"
-    header = tag("header", tag("p", tag("span", count), class_="eyebrow"), tag("h1", name))
-    table = tag("section", tag("table", head, tag("tbody", rows), class_="index"))
-    return document(name, tag("main", header, table), script=False)
+    def __iter__(self) -> Iterator[tuple[int, Trajectory]]:
+        with self._path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield number, Trajectory.loads(line.decode())
+                except (ValueError, AttributeError) as error:
+                    self.broken += 1
+                    self._problems.append(
+                        f"{self._path}, line {number}: no trajectory of schema {SCHEMA_VERSION}: {error}"
+                    )

@@ -45,9 +45,9 @@ def judge(trajectory: Trajectory) -> bool | None:
     return given.casefold().rstrip(".") == true.casefold().rstrip(".")
 
 
-def document(title: str, *body: Markup, script: bool = True) -> str:
-    """A complete page around `body`, with the style sheet and (if asked) the script inlined."""
-    code = _asset("script.js") if script else ""
+def document(title: str, *body: Markup, script: bool = True, code: str | None = None) -> str:
+    """A complete page around `body`, with the style sheet and (if asked) the script inlined: `code`, or a trajectory page's."""
+    code = (_asset("script.js") if script else "") if code is None else code
     # The policy lets this one script run, and nothing be fetched, whatever a video or a model wrote.
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
     policy = (
@@ -63,7 +63,7 @@ def document(title: str, *body: Markup, script: bool = True) -> str:
         tag("title", title),
         tag("style", Markup(_asset("style.css"))),
     )
-    end = tag("script", Markup(code)) if script else None
+    end = tag("script", Markup(code)) if code else None
     return "<!doctype html>\n" + tag("html", head, tag("body", *body, end), lang="en") + "\n"
 
 

@@ -67,7 +67,7 @@ def test_a_broken_line_costs_that_line_and_is_named(asked, tmp_path):
     source = tmp_path / "many.jsonl"
     source.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     result = gallery.write(source, tmp_path / "out")
-    assert (result.pages, result.broken) == (2, 4)
+    assert (result.pages, result.shown, result.broken) == (2, 2, 4)
     assert [p.split(": ")[0].rsplit(" ", 1)[1] for p in result.problems] == [
         "2",
         "4",
@@ -77,8 +77,8 @@ def test_a_broken_line_costs_that_line_and_is_named(asked, tmp_path):
     ]
     assert "shown without frames" in result.problems[-2]  # its video does not exist
     index = (tmp_path / "out" / "index.html").read_text()
-    assert 'href="00001.html"' in index
-    assert 'href="00002.html"' in index
+    assert '"page":"00001.html"' in index
+    assert '"page":"00002.html"' in index
     first = (tmp_path / "out" / "00001.html").read_text()
     assert first.count("data:image/jpeg") > 4
     assert "data:image/jpeg" not in (tmp_path / "out" / "00002.html").read_text()

@@ -1,0 +1,83 @@
+"""What a kill leaves behind: complete lines, and no question twice."""
+
+from __future__ import annotations
+
+import json
+
+import eval_samples
+import pytest
+
+from vo3.evals import journal
+from vo3.evals.journal import Journal
+from vo3.train.config import ConfigError
+
+
+def answered(n: int):
+    return eval_samples.answered(eval_samples.task(f"t/{n}"), "B")
+
+
+def test_lines_are_there_as_soon_as_they_are_written(tmp_path):
+    with Journal(tmp_path / "a.jsonl") as first:
+        first.append(answered(1))
+        again = Journal(tmp_path / "a.jsonl")
+        assert again.done == {"t/1"}
+        again.close()
+    with (
+        pytest.raises(ValueError, match="has question t/1 already"),
+        Journal(tmp_path / "a.jsonl") as second,
+    ):
+        second.append(answered(1))
+
+
+def test_every_torn_end_is_cut_off(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with Journal(path) as first:
+        first.append(answered(1))
+        first.append(answered(2))
+    data = path.read_bytes()
+    whole = data.index(b"\n") + 1
+    for size in (whole + 1, whole + 40, len(data) - 1):
+        path.write_bytes(data[:size])
+        with Journal(path) as again:
+            assert again.done == {"t/1"}
+            again.append(answered(2))
+        assert path.read_bytes() == data
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}\n" + answered(1).dumps() + "\n")
+    with pytest.raises(ValueError, match=r"line 1, is no trajectory.*remove the line"):
+        Journal(path)
+
+
+def test_parts_of_several_processes_are_read_together(tmp_path):
+    for shard in range(2):
+        with Journal(tmp_path / journal.part_name(shard, 2)) as part:
+            part.append(answered(shard))
+    assert {t.task.id for t in journal.read_parts(tmp_path)} == {"t/0", "t/1"}
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    settings = {"mode": "tools", "crop_policy": {"overview_quota": 64, "fine_quota": 36}}
+    journal.check_settings(tmp_path, settings)
+    journal.check_settings(tmp_path, json.loads(json.dumps(settings)))
+    settings["crop_policy"]["overview_quota"] = 128
+    with pytest.raises(ConfigError, match=r"crop_policy\.overview_quota was 64, is 128") as error:
+        journal.check_settings(tmp_path, settings)
+    assert "another --workdir" in str(error.value)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "card.json"
+    journal.write_atomically(path, "old")
+
+    def torn(self, text, *args, **kwargs):
+        with open(self, "w") as file:
+            file.write(text[:1])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(type(path), "write_text", torn)
+    with pytest.raises(OSError, match="no space"):
+        journal.write_atomically(path, "new")
+    assert path.read_bytes() == b"old"

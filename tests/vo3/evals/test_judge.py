@@ -1,0 +1,89 @@
+"""The judge against a local stand-in for an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import eval_samples
+import pytest
+
+from vo3.evals.judge import Judge, JudgeError
+from vo3.evals.questions import Question
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    """Replies with `server.replies` in turn; an integer is a status without a body that can be used."""
+
+    def do_POST(self):
+        size = int(self.headers["Content-Length"])
+        self.server.seen.append((self.path, dict(self.headers), json.loads(self.rfile.read(size))))
+        reply = self.server.replies.pop(0)
+        body = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+        self.send_response(reply if isinstance(reply, int) else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.seen, server.replies = [], []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def judge(server, tmp_path, **options) -> Judge:
+    url = f"http://127.0.0.1:{server.server_port}/v1/"
+    return Judge(url, "m", cache=tmp_path / "judged.jsonl", pause=0.01, **{"key": None, **options})
+
+
+QUESTION = Question(eval_samples.task(answer="B"), "choice")
+
+
+def test_a_judgement(server, tmp_path):
+    server.replies = ["right", "**Wrong.**"]
+    one = judge(server, tmp_path, key="secret")
+    assert one(QUESTION, "the dog") is True
+    assert one(QUESTION, "the cat") is False
+    path, headers, body = server.seen[0]
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer secret")
+    assert (body["model"], body["temperature"]) == ("m", 0)
+    assert "True answer: B" in body["messages"][1]["content"]
+    assert "Reply: the dog" in body["messages"][1]["content"]
+
+
+def test_nothing_is_asked_twice_not_even_by_a_later_run(server, tmp_path):
+    server.replies = ["right"]
+    assert judge(server, tmp_path)(QUESTION, "the dog") is True
+    with (tmp_path / "judged.jsonl").open("a") as file:
+        file.write('{"key": "to')  # torn by a kill
+    again = judge(server, tmp_path)
+    assert again(QUESTION, "the dog") is True
+    assert (again.asked, len(server.seen)) == (0, 1)
+
+
+def test_passing_faults_are_tried_again(server, tmp_path):
+    server.replies = [503, "perhaps", "right"]
+    one = judge(server, tmp_path)
+    assert one(QUESTION, "the dog") is True
+    assert one.asked == 3
+
+
+@pytest.mark.parametrize(
+    ("replies", "told"), [([401], "status 401"), (["maybe"] * 4, "it said 'maybe'")]
+)
+def test_no_judgement_is_an_error_that_names_the_endpoint(replies, told, server, tmp_path):
+    server.replies = list(replies)
+    with pytest.raises(JudgeError, match=told) as error:
+        judge(server, tmp_path)(QUESTION, "the dog")
+    assert f"127.0.0.1:{server.server_port}" in str(error.value)
+    assert server.replies == []  # what cannot get better is not tried again

@@ -1,0 +1,153 @@
+"""The record of a run: one trajectory a line, written as soon as a question is answered, read again after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from etils import epath
+
+from vo3.train.config import ConfigError
+from vo3.trajectory import Task, Trajectory
+
+FILE = "trajectories.jsonl"
+SETTINGS = "settings.json"
+_UPLOAD_EVERY = 30.0  # seconds; object stores cannot append
+
+
+def part_name(shard: int, shards: int) -> str:
+    """The file of one of several processes; one process alone writes `FILE`."""
+    return FILE if shards == 1 else f"trajectories-{shard:05d}-of-{shards:05d}.jsonl"
+
+
+def failed(task: Task, kind: str, message: str, **meta: Any) -> Trajectory:
+    """What is kept of a question that could not be asked."""
+    return Trajectory(
+        task, (), "void", meta={"failure": {"kind": kind, "message": message}, **meta}
+    )
+
+
+def failure_of(trajectory: Trajectory) -> dict[str, str] | None:
+    """Why a question could not be asked, or None when it was."""
+    return trajectory.meta.get("failure")
+
+
+class Journal:
+    """Trajectories of one run in one file.
+
+    A line is complete or it is not there: a torn last line, from a kill in the middle of writing, is cut off on opening, and its question
+    asked again.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        """Opens or creates the file.
+
+        Raises:
+          ValueError: a line in the middle is no trajectory.
+        """
+        self.path = epath.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.trajectories, size = _read(self.path)
+        self.done = {t.task.id for t in self.trajectories}
+        self._remote = "://" in str(self.path)
+        self._uploaded = time.monotonic()
+        self._file = None
+        if not self._remote:
+            self._file = open(self.path, "ab")  # noqa: SIM115 - closed in close()
+            self._file.truncate(size)
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Writes a trajectory; afterwards a kill does not lose it (on an object store: after some seconds)."""
+        if trajectory.task.id in self.done:
+            raise ValueError(f"{self.path} has question {trajectory.task.id} already")
+        self.trajectories.append(trajectory)
+        self.done.add(trajectory.task.id)
+        if self._file is None:
+            if time.monotonic() - self._uploaded > _UPLOAD_EVERY:
+                self._upload()
+            return
+        self._file.write(trajectory.dumps().encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Ends writing."""
+        if self._file is None:
+            self._upload()
+        else:
+            self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _upload(self) -> None:
+        self.path.write_bytes(b"".join(t.dumps().encode() + b"\n" for t in self.trajectories))
+        self._uploaded = time.monotonic()
+
+
+def _read(path: epath.Path) -> tuple[list[Trajectory], int]:
+    """The complete lines of a file, and the bytes that they take."""
+    if not path.exists():
+        return [], 0
+    data = path.read_bytes()
+    size = data.rfind(b"\n") + 1
+    trajectories = []
+    for number, line in enumerate(data[:size].splitlines(), start=1):
+        try:
+            trajectories.append(Trajectory.loads(line.decode()))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}, is no trajectory: {error}; remove the line, and its question will be asked again"
+            ) from error
+    return trajectories, size
+
+
+def read_parts(folder: epath.Path) -> list[Trajectory]:
+    """The trajectories of every process that wrote into `folder`, in the order of the files."""
+    files = sorted(p for p in folder.glob("trajectories*.jsonl"))
+    return [trajectory for file in files for trajectory in _read(file)[0]]
+
+
+def check_settings(folder: epath.Path, settings: dict[str, Any]) -> None:
+    """Writes what decides the answers on first use; refuses to go on with anything else.
+
+    Raises:
+      ConfigError: the folder's trajectories were made with other settings; the message names them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / SETTINGS
+    if not file.exists():
+        write_atomically(file, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+        return
+    kept, now = flat(json.loads(file.read_text())), flat(settings)
+    changed = [key for key in sorted({*kept, *now}) if kept.get(key) != now.get(key)]
+    if changed:
+        told = "; ".join(f"{key} was {kept.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
+        raise ConfigError(
+            f"{folder} holds answers made with other settings ({told}); choose another --workdir, or remove the folder"
+        )
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries with dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            result |= flat(value, f"{name}.")
+        else:
+            result[name] = value
+    return result
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Writes a whole file or none of it: an interrupted write leaves what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,149 @@
+"""A language model as the judge of answers that no rule can score, behind any OpenAI-compatible endpoint. Off unless asked for.
+
+Every judgement is kept in a file, so that a run that goes on, or a card that is made again, asks nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from etils import epath
+
+from vo3.evals.questions import Question
+
+VERSION = "1"
+_SYSTEM = (
+    "You check answers to questions about videos. You are given a question, its true answer and a reply. "
+    "Say whether the reply gives the true answer: the same option, or the same thing in other words. "
+    "A reply that names several answers, hedges, or leaves out a part that the question asks for is wrong. "
+    "Reply with one word: right or wrong."
+)
+_TRIES = 4
+_RETRIED = (408, 409, 429, 500, 502, 503, 504)
+
+
+class JudgeError(RuntimeError):
+    """The judge cannot be reached or does not understand; names the endpoint and the remedy."""
+
+
+class Judge:
+    """Asks an endpoint whether an answer is right.
+
+    Attributes:
+      name: model and version of the prompt; part of every card.
+      asked: requests made.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key: str | None,
+        cache: epath.PathLike,
+        time_limit: float = 60.0,
+        pause: float = 1.0,
+    ):
+        """A judge; nothing is sent yet.
+
+        Args:
+          url: the base, as `https://host/v1`.
+          model: as the endpoint calls it.
+          key: the secret, or None where none is needed.
+          cache: file of the judgements made.
+          time_limit: seconds for one request.
+          pause: seconds before the second try; doubled for each further one.
+        """
+        self.url = url.rstrip("/") + "/chat/completions"
+        self.model = model
+        self.name = (
+            f"{model}, prompt {VERSION} ({hashlib.sha256(_SYSTEM.encode()).hexdigest()[:8]})"
+        )
+        self.asked = 0
+        self._key, self._limit, self._pause = key, time_limit, pause
+        self._cache = epath.Path(cache)
+        self._known: dict[str, bool] = {}
+        if self._cache.exists():
+            # A last line torn by a kill is asked again.
+            for line in self._cache.read_text().split("\n")[:-1]:
+                entry = json.loads(line)
+                self._known[entry["key"]] = entry["right"]
+
+    @classmethod
+    def from_config(cls, config: Any, *, cache: epath.Path) -> Judge:
+        """The judge of `config.judge`; the key is read from the environment variable that it names.
+
+        Raises:
+          JudgeError: the variable is named but not set, for an endpoint that is not on this machine.
+        """
+        key = os.environ.get(config.key_env) if config.key_env else None
+        local = any(host in config.url for host in ("//localhost", "//127.0.0.1", "//[::1]"))
+        if config.key_env and not key and not local:
+            raise JudgeError(
+                f"judge.url={config.url} needs a key: set {config.key_env}, or --config.judge.key_env= where none is needed"
+            )
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        return cls(config.url, config.model, key=key, cache=cache, time_limit=config.time_limit)
+
+    def __call__(self, question: Question, answer: str) -> bool:
+        """Whether `answer` is right.
+
+        Raises:
+          JudgeError: no usable reply after several tries.
+        """
+        prompt = _prompt(question, answer)
+        key = hashlib.sha256(f"{self.name}\n{prompt}".encode()).hexdigest()[:32]
+        if key not in self._known:
+            self._known[key] = self._ask(prompt)
+            entry = {"key": key, "id": question.id, "answer": answer, "right": self._known[key]}
+            with self._cache.open("a") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        return self._known[key]
+
+    def _ask(self, prompt: str) -> bool:
+        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 16}
+        problem = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(self._pause * 2 ** (attempt - 1))
+            try:
+                said = self._post(body)
+            except urllib.error.HTTPError as error:
+                problem = f"status {error.code}: {error.read(300).decode(errors='replace')}"
+                if error.code not in _RETRIED:
+                    break
+                continue
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                problem = f"{type(error).__name__}: {error}"
+                continue
+            word = said.strip().strip(".*\"'").lower()
+            if word in ("right", "wrong"):
+                return word == "right"
+            problem = f"it said {said[:80]!r}"
+        raise JudgeError(
+            f"the judge {self.model} at {self.url} gave no judgement ({problem}); correct judge.url and judge.model, and start again: nothing is lost"
+        )
+
+    def _post(self, body: dict[str, Any]) -> str:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        self.asked += 1
+        with urllib.request.urlopen(request, timeout=self._limit) as reply:
+            return str(json.load(reply)["choices"][0]["message"]["content"])
+
+
+def _prompt(question: Question, answer: str) -> str:
+    options = "\n".join(f"{k}. {v}" for k, v in (question.task.options or {}).items())
+    true = question.task.target.answer if question.task.target else ""
+    return (
+        f"Question: {question.task.question}\n{options}\n\nTrue answer: {true}\n\nReply: {answer}"
+    )

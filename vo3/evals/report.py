@@ -1,0 +1,155 @@
+"""All cards of a workdir in one table, modes side by side, and the plots of accuracy against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from vo3.evals import card_page, cards, plot
+from vo3.evals.journal import write_atomically
+from vo3.viewer.markup import Markup, tag
+from vo3.viewer.page import document
+
+MARKDOWN, HTML = "summary.md", "index.html"
+
+
+def load_all(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """Every card under a workdir, by benchmark, mode and quota."""
+    files = sorted(epath.Path(workdir).glob(f"*/*/{cards.JSON}"))
+    found = [cards.load(file) for file in files]
+    order = {name: i for i, name in enumerate(("tools", "think", "direct"))}
+    return sorted(found, key=lambda c: (c["benchmark"]["name"], c["quota"], order[c["mode"]]))
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """The cards as a Markdown table; the published figure stands beside each."""
+    lines = [
+        "| benchmark | mode | metric | % | 95 % | published | visual tokens | s / question | questions | failed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for card in found:
+        score, shown, measured = card["score"], card["shown"], card["measured"]
+        models = card["published"]["models"] if card["published"] else {}
+        theirs = models.get(card_page.OURS)
+        tokens, seconds = shown["visual_tokens"], measured["seconds_per_question"]
+        lines.append(
+            f"| {card['benchmark']['title']}{' (part)' if card['benchmark']['partial'] else ''} "
+            f"| {card['mode']}{'-' + str(card['quota']) if card['quota'] else ''} | {score['metric']} "
+            f"| {card_page.percent(score)} | {card_page.interval(score)} "
+            f"| {'-' if theirs is None else f'{theirs:.1f}'} "
+            f"| {'-' if tokens is None else f'{tokens:,.0f}'} | {'-' if seconds is None else f'{seconds:.2f}'} "
+            f"| {card['benchmark']['questions']:,} | {card['failures']['count']} |"
+        )
+    return "\n".join(lines)
+
+
+def write(workdir: epath.PathLike) -> None:
+    """Writes summary.md and index.html over the cards that are there; nothing where there is none."""
+    workdir = epath.Path(workdir)
+    found = load_all(workdir)
+    if found:
+        write_atomically(workdir / MARKDOWN, table(found) + "\n")
+        write_atomically(workdir / HTML, page(found))
+
+
+def page(found: Sequence[dict[str, Any]]) -> str:
+    """The cards as one page: for each benchmark its modes in a table and, from two costs on, the plots."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for card in found:
+        by_name.setdefault(card["benchmark"]["name"], []).append(card)
+    names = sorted({card["settings"]["checkpoint"]["name"] for card in found})
+    questions = sum(card["benchmark"]["questions"] for card in found)
+    header = tag(
+        "header",
+        tag("p", *(tag("span", name) for name in names), class_="eyebrow"),
+        tag("h1", "Evaluation"),
+        tag(
+            "p",
+            f"{card_page.many(len(by_name), 'benchmark')}, {card_page.many(questions, 'answer')}. Bars and whiskers are 95\u00a0% intervals.",
+            class_="verdict",
+        ),
+    )
+    sections = [_section(cards_) for cards_ in by_name.values()]
+    main = tag("main", tag("style", Markup(card_page.css())), header, sections, class_="card")
+    return document("Evaluation", main, script=False)
+
+
+def _section(found: Sequence[dict[str, Any]]) -> Markup:
+    bench = found[0]["benchmark"]
+    published = found[0]["published"]
+    theirs = published["models"].get(card_page.OURS) if published else None
+    line = [] if theirs is None else [{"value": theirs, "low": theirs, "high": theirs}]
+    scale = card_page.Scale.over([*(card["score"] for card in found), *line])
+    head = ("", found[0]["score"]["metric"], "95 %", "visual tokens", "s a question")
+    lines = [tag("tr", [tag("th", name, scope="col") for name in head], scale.ends, class_="group")]
+    for card in found:
+        key = f"{card['mode']}-{card['quota']}" if card["quota"] else card["mode"]
+        tokens, seconds = card["shown"]["visual_tokens"], card["measured"]["seconds_per_question"]
+        link = tag("a", _title(card), href=f"{bench['name']}/{key}/{cards.HTML}")
+        lines.append(
+            tag(
+                "tr",
+                tag("th", link, scope="row"),
+                tag("td", card_page.percent(card["score"])),
+                tag("td", card_page.interval(card["score"])),
+                tag("td", "\u2013" if tokens is None else f"{tokens:,.0f}"),
+                tag("td", "\u2013" if seconds is None else f"{seconds:.2f}"),
+                tag("td", card_page.bar(card["score"], scale), class_="wide"),
+                class_=f"mode c{plot.COLORS[card['mode']]}",
+            )
+        )
+    for figure in line:
+        lines.append(
+            tag(
+                "tr",
+                tag("th", f"{card_page.OURS}, published", scope="row"),
+                tag("td", card_page.percent(figure)),
+                *(tag("td") for _ in range(3)),
+                tag("td", card_page.bar(figure, scale), class_="wide"),
+                class_="compared",
+            )
+        )
+    note = (
+        "A part of the benchmark; not comparable with published figures."
+        if bench["partial"]
+        else None
+    )
+    return tag(
+        "section",
+        tag("h2", bench["title"]),
+        tag("p", note, class_="spoken") if note else None,
+        tag("table", tag("tbody", lines), class_="figures overview"),
+        _plots(found),
+    )
+
+
+def _title(card: dict[str, Any]) -> str:
+    return f"{card['mode']} at {card['quota']:,}" if card["quota"] else card["mode"]
+
+
+def _plots(found: Sequence[dict[str, Any]]) -> Markup | None:
+    """Accuracy against visual tokens and against seconds, where there is more than one result to join or compare."""
+    drawn = []
+    for label, unit, cost in (
+        ("visual tokens a question", "", lambda c: c["shown"]["visual_tokens"]),
+        ("seconds a question", " s", lambda c: c["measured"]["seconds_per_question"]),
+    ):
+        series: dict[str, list[plot.Point]] = {}
+        for card in found:
+            score, spent = card["score"], cost(card)
+            if spent and score["value"] is not None:
+                point = plot.Point(spent, score["value"], score["low"], score["high"])
+                series.setdefault(card["mode"], []).append(point)
+        if sum(map(len, series.values())) > 1:
+            title = f"{found[0]['score']['metric']} against {label}"
+            drawn.append(
+                tag(
+                    "figure",
+                    tag("h3", title),
+                    plot.draw(series, label=label, unit=unit),
+                    class_="plot",
+                )
+            )
+    return tag("div", drawn, class_="plots") if drawn else None
