@@ -1,6 +1,7 @@
 """Trains the embedded model, stage by stage; `make clueworld` runs them all.
 
 python -m vo3.clueworld.pretrain --workdir=out/clueworld/vision
+python -m vo3.train.sft --config=configs/clueworld.py:text --workdir=out/clueworld/text
 python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/clueworld/read
 python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/clueworld/order
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
@@ -11,11 +12,17 @@ import ml_collections
 
 # stage: steps, learning-rate schedule, where the parameters come from, data
 _STAGES = {
+    "text": (
+        400,
+        "constant",
+        "vision",
+        {"seed": 5, "length": 800, "transcripts": 0, "lookups": 16, "trajectories": False},
+    ),
     "read": (
         200,
         "constant",
-        "vision",
-        {"seed": 1, "patches": 2, "length": 384, "transcripts": 8, "trajectories": False},
+        "text",
+        {"seed": 1, "patches": 2, "length": 480, "transcripts": 8, "trajectories": False},
     ),
     "order": (
         300,
@@ -25,18 +32,18 @@ _STAGES = {
             "seed": 2,
             "patches": 10,
             "dense": True,
-            "length": 512,
+            "length": 608,
             "transcripts": 5,
             "trajectories": False,
         },
     ),
-    "whole": (300, "constant", "order", {"seed": 3, "length": 576, "lookups": 1}),
-    "finish": (700, "cosine", "whole", {"seed": 4, "length": 576, "lookups": 1}),
+    "whole": (400, "constant", "order", {"seed": 3, "worlds": 8, "length": 1088}),
+    "finish": (800, "cosine", "whole", {"seed": 4, "worlds": 8, "length": 1088}),
 }
 
 
-def get_config(stage: str = "read") -> ml_collections.ConfigDict:
-    """`read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and `finish`: trajectories with all 32. Each from the one before."""
+def get_config(stage: str = "text") -> ml_collections.ConfigDict:
+    """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and `finish`: trajectories with all 32. Each from the one before."""
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
     steps, schedule, before, data = _STAGES[stage]
@@ -57,6 +64,6 @@ def get_config(stage: str = "read") -> ml_collections.ConfigDict:
     config.init_vision = "out/clueworld/vision/vision.npz" if first else ""
     config.init_from = "" if first else f"out/clueworld/{before}"
     config.data = ml_collections.ConfigDict(
-        {"worlds": 12, "lookups": 0, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
+        {"worlds": 12, "lookups": 2, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
     )
     return config

@@ -164,6 +164,7 @@ class OracleClient(Client):
                 "count": str(len(cards)),
                 "first": cards[0].color if cards else None,
                 "last": cards[-1].color if cards else None,
+                "next": _following(case, [c.color for c in cards]),
             }[case.asked]
         if words is None or not case.triplet.options:
             return words
@@ -272,6 +273,12 @@ class OracleClient(Client):
         for clue in answer.get("clues", []):
             clue["timestamp"] = clue["timestamp"][::-1]
         return json.dumps(answer)
+
+
+def _following(case: clueworld.Case, colors: list[str]) -> str | None:
+    """The colour after the one that the question names, among those seen."""
+    before = [i for i, color in enumerate(colors[:-1]) if f" {color} " in case.question.text]
+    return colors[before[0] + 1] if before else None
 
 
 def _true_words(case: clueworld.Case) -> str:

@@ -39,7 +39,7 @@ class Case:
       needs: the cards that must be read closely; empty when the coarse view does.
       shows: the cards that the answer rests on.
       asked: the name of an overview question ("count", "exists", ...), else `kind`.
-      question: as the world's tasks have it; None for grounding.
+      question: as the world's tasks have it.
     """
 
     triplet: Triplet
@@ -49,13 +49,14 @@ class Case:
     needs: tuple[Card, ...]
     shows: tuple[Card, ...]
     asked: str
-    question: tasks.Question | None = None
+    question: tasks.Question
 
     @property
     def task(self) -> Task:
         """The triplet as a task with its target."""
         t = self.triplet
-        return Task(t.id, t.video, t.question, t.options, Target(t.answer, t.clues, ""))
+        source = tasks.source_of(self.question)
+        return Task(t.id, t.video, t.question, t.options, Target(t.answer, t.clues, source))
 
 
 def triplets(
@@ -133,27 +134,29 @@ def case(name: str) -> Case:
     video = f"{seed}.mp4"
     info = VideoInfo(FPS, world.frames, HEIGHT, WIDTH)
     if kind == "grounding":
-        card = world.cards[rng.integers(len(world.cards))]
+        question = tasks.KINDS["when"](world, rng)
+        card = question.shown
         sight = seen(world, (card,))[0]
         triplet = Triplet(
-            id=name, video=video, question=f"the {card.color} card is there", answer="",
-            kind="grounding", clues=(Clue(sight.start, sight.end),), source=SOURCE, info=info,
+            id=name, video=video, question=question.text, answer="", kind="grounding",
+            clues=(Clue(sight.start, sight.end),), source=SOURCE, info=info,
         )  # fmt: skip
         said = f"the {card.color} card shows from {sight.start} to {sight.end}."
-        return Case(triplet, world, kind, said, (), (card,), kind)
+        return Case(triplet, world, kind, said, (), (card,), kind, question)
     asked = kind
     if kind == "pair":
-        question, needs = _pair(world, rng)
-        shows = needs
+        question = _pair(world, rng)
+        needs = shows = question.looks
     elif kind == "digit":
         question = tasks.KINDS["digit"](world, rng)
-        needs = shows = (question.card,)
+        needs = shows = question.looks
     else:
         asked = str(rng.choice(tasks.OVERVIEW_KINDS))
         question = tasks.KINDS[asked](world, rng)
         needs = ()
         named = [c for c in world.cards if f" {c.color} " in question.text]
-        shows = tuple(named) if asked == "exists" else world.cards
+        ends = {"first": world.cards[:1], "last": world.cards[-1:], "exists": tuple(named)}
+        shows = ends.get(asked, world.cards)
     task = tasks.make_task(
         world, question, video=video, task_id=name, rng=rng, options=bool(rng.random() < 0.6)
     )
@@ -164,38 +167,31 @@ def case(name: str) -> Case:
     return Case(triplet, world, kind, question.said, needs, shows, asked, question)
 
 
-def _pair(world: World, rng: np.random.Generator) -> tuple[tasks.Question, tuple[Card, ...]]:
-    """What is the sum of two cards' digits? In order of appearance."""
-    first, second = sorted(rng.permutation(len(world.cards))[:2])
-    cards = (world.cards[first], world.cards[second])
-    total = cards[0].digit + cards[1].digit
-    said = " and ".join(f"the {c.color} card shows {c.digit}" for c in cards)
-    question = tasks.Question(
-        text=f"What do the digits on the {cards[0].color} and {cards[1].color} cards add up to?",
-        answer=str(total),
-        choices=tuple(str(n) for n in range(19) if n != total),
-        said=f"{said}. that makes {total}.",
-    )
-    return question, cards
+def _pair(world: World, rng: np.random.Generator) -> tasks.Question:
+    """A question on two cards in order of appearance: their digits added up or, where that is more than a digit, compared."""
+    pairs = [(a, b) for i, a in enumerate(world.cards) for b in world.cards[i + 1 :]]
+    order = [pairs[i] for i in rng.permutation(len(pairs))]
+    added = [(a, b) for a, b in order if a.digit + b.digit <= 9]
+    return tasks.added(*added[0]) if added else tasks.compared(*order[0])
 
 
 def thinks(one: Case, windows: Sequence[Sequence[float]]) -> tuple[str, ...]:
-    """The true think texts: those of the world's own trajectory where it has one, else ours; one a look and one for the answer."""
-    if one.kind in ("digit", "overview"):
-        target = dataclasses.replace(one.task.target, answer=one.triplet.answer)
-        truth = tasks.make_trajectory(
-            one.world, one.question, dataclasses.replace(one.task, target=target),
-            pack=PromptPack.load("clueworld"), policy=crop_policy(),
-        )  # fmt: skip
-        found = [think_of(turn) for turn in truth.turns if turn.role == "assistant"]
-        if len(found) == len(windows) + 1:
-            return tuple(found)
-    listed = ", ".join(f"{s.card.color}:{s.start}-{s.end}" for s in seen(one.world))
-    looks = tuple(f"cards: {listed}. look at {a:g}-{b:g}." for a, b in windows)
-    said = one.said
-    if one.triplet.options:
-        said = f"{said} that is {one.triplet.answer}."
-    return (*looks, said if looks else f"cards: {listed}. {said}")
+    """The true think texts, one a look and one for the answer: those of the world's own trajectory.
+
+    Where other windows are looked at than its own (a fault was planted, or clues were merged), the same words around those.
+    """
+    target = dataclasses.replace(one.task.target, answer=one.triplet.answer)
+    truth = tasks.make_trajectory(
+        one.world, one.question, dataclasses.replace(one.task, target=target),
+        pack=PromptPack.load("clueworld"), policy=crop_policy(),
+    )  # fmt: skip
+    found = [think_of(turn) for turn in truth.turns if turn.role == "assistant"]
+    if len(found) == len(windows) + 1:
+        return tuple(found)
+    named = tasks.named(one.world)
+    looks = tuple(f"{named} look at {a:.0f}-{b:.0f}." for a, b in windows)
+    said = tasks.stated(one.question, one.task)
+    return (*looks, said if looks else f"{named} {said}")
 
 
 def seen(world: World, cards: Sequence[Card] | None = None) -> list[Sighting]:

@@ -67,7 +67,7 @@ class Generate:
             except VideoError as error:
                 return record.rejected(self.name, "window", str(error))
             steps.append(Step(turn["think"].strip(), window, strategy))
-        answer = _final(turns[-1]["answer"], record.triplet)
+        answer = _final(turns[-1]["answer"], record.triplet, context.pack.seconds_decimals)
         steps.append(Step(turns[-1]["think"].strip(), answer=answer))
         return dataclasses.replace(record, generated=Generated(tuple(steps)))
 
@@ -98,13 +98,13 @@ def _ask_for(
     return f"The evidence lies at {listed}.", shape, f'{{"turns": [{look}, ..., {last}]}}'
 
 
-def _final(answer: Any, triplet: Triplet) -> str:
+def _final(answer: Any, triplet: Triplet, decimals: int) -> str:
     """The answer as the row will hold it: an option's letter where it names one, a segment for grounding, else the words."""
     if isinstance(answer, dict):
         pair = answer.get("temporal_segment")
         times = [seconds(t) for t in pair] if isinstance(pair, list) and len(pair) == 2 else [None]
         if None not in times:
-            return format_segment(Segment(*sorted(times)), decimals=1)
+            return format_segment(Segment(*sorted(times)), decimals=decimals)
         return str(answer)
     text = str(answer).strip()
     if triplet.options:

@@ -16,7 +16,7 @@ from vo3.chat import PromptPack, encode
 from vo3.clueworld import tasks
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy, cut_overview, noisy, observe, render
-from vo3.clueworld.world import COLORS, HELD_OUT, World, make_world
+from vo3.clueworld.world import COLORS, HELD_OUT, Card, World, make_world
 from vo3.train.batch import Batch, Example, pack_rows
 from vo3.trajectory import VIDEO_MARK, Observation, Trajectory, Turn
 
@@ -27,14 +27,16 @@ class DataConfig:
 
     Attributes:
       seed: of the stream.
-      worlds: worlds a step; each gives one question that needs the tool and one that does not, on a shared overview.
+      worlds: worlds a step; each gives a row of questions on a shared overview, see `asked`.
       patches: temporal patches of the overview, at most 32.
       length: tokens of a packed row (one row a world).
       options_share: share of questions with lettered options.
       noise: standard deviation of pixel noise, in grey levels, drawn up to this.
       transcripts: transcripts of overviews a row.
-      lookups: examples a row of finding the letters of options, in text alone.
+      lookups: examples a row of text alone: the letters of options, and sums and comparisons of two digits.
       trajectories: whether rows hold trajectories; if so, the transcripts are of the trajectories' overview, else of one each, and of a clip.
+        Without either a row is lookups alone: text.
+      asked: what a row of trajectories asks, one question each: quadrants of `vo3.clueworld.tasks`, or several joined by "|" to draw from.
       dense: cut to the patches with cards and some others, not to neighbouring ones.
       emphasis: loss weight of tokens that carry evidence (digits, colours, letters), against 1 for the rest.
     """
@@ -48,8 +50,18 @@ class DataConfig:
     transcripts: int = 1
     lookups: int = 0
     trajectories: bool = True
+    asked: tuple[str, ...] = (
+        tasks.SINGLE_TOOL,
+        tasks.MULTI_TOOL,
+        f"{tasks.SINGLE_SEEN}|{tasks.MULTI_SEEN}",
+        f"{tasks.SINGLE_SEEN}|{tasks.MULTI_SEEN}|{tasks.GROUNDING}",
+    )
     dense: bool = False
     emphasis: float = 4.0
+
+
+# Clips that a question of a quadrant looks at, at most.
+_CLIPS = {tasks.SINGLE_TOOL: 1, tasks.MULTI_TOOL: 2}
 
 
 class Stream:
@@ -72,25 +84,27 @@ class Stream:
                     world, overview, frames = self._overview(self._world(rng), rng)
                     row.append(self._transcript(world, overview, len(overviews), rng))
                     overviews.append(frames)
-                row.append(self._reading(self._world(rng), clips, rng))
-                row += [self._lookup(rng) for _ in range(config.lookups)]
+                if config.transcripts:
+                    row.append(self._reading(self._world(rng), clips, rng))
+                row += [self._text(rng) for _ in range(config.lookups)]
                 rows.append(row)
                 continue
             world, overview, over_frames = self._overview(self._world(rng), rng)
             for _ in range(config.transcripts):
                 row.append(self._transcript(world, overview, i, rng))
-            for _ in range(config.lookups):
-                row.append(self._lookup(rng))
-            for kind in ("digit", str(rng.choice(tasks.OVERVIEW_KINDS))):
-                trajectory = self._trajectory(world, kind, overview, rng)
+            row += [self._text(rng) for _ in range(config.lookups)]
+            for asked in config.asked:
+                trajectory = self._trajectory(
+                    world, str(rng.choice(asked.split("|"))), overview, rng
+                )
                 row.append(self._example(trajectory, i, len(clips)))
-                if kind == "digit":
-                    clip = trajectory.observations[1]
-                    clips.append(noisy(render(world, clip, scale=1), rng, self.config.noise))
+                for clip in trajectory.observations[1:]:
+                    clips.append(noisy(render(world, clip, scale=1), rng, config.noise))
             rows.append(row)
             overviews.append(over_frames)
+        most = config.worlds * sum(_CLIPS.get(q, 0) for q in config.asked)
         return pack_rows(
-            rows, length=config.length, overviews=np.stack(overviews), clips=np.stack(clips)
+            rows, length=config.length, overviews=_stack(overviews), clips=_stack(clips, most)
         )
 
     def _world(self, rng: np.random.Generator) -> World:
@@ -112,6 +126,26 @@ class Stream:
             Turn("text", f"<think>{' '.join(sentences)}</think>"),
         )
         return self._weighted(turns, (("overview", number),))
+
+    def _text(self, rng: np.random.Generator) -> Example:
+        """What a last think does once, without anything to see."""
+        return self._lookup(rng) if rng.random() < 0.6 else self._arithmetic(rng)
+
+    def _arithmetic(self, rng: np.random.Generator) -> Example:
+        """Sums and comparisons of two digits, as the questions on two cards end."""
+        said = []
+        while len(said) < 4:
+            (a, b), (p, q) = rng.integers(0, 10, 2), rng.permutation(list(COLORS))[:2]
+            cards = [Card(str(c), int(d), 0, 1, (0, 0)) for c, d in ((p, a), (q, b))]
+            if len(said) % 2 == 0 and a + b <= 9:
+                question = tasks.added(*cards)
+            elif len(said) % 2 and a != b:
+                question = tasks.compared(*cards)
+            else:
+                continue
+            said.append(f"{question.said} {question.answer}.")
+        turns = (Turn("question", ""), Turn("text", f"<think>{' '.join(said)}</think>"))
+        return self._weighted(turns, ())
 
     def _lookup(self, rng: np.random.Generator) -> Example:
         """Options and, in another order, the letter of each: what a last think does once, without anything to see."""
@@ -162,8 +196,9 @@ class Stream:
             world = dataclasses.replace(world, cards=seen)
         return world, full, noisy(render(world, full, scale=2), rng, self.config.noise)
 
-    def _trajectory(self, world: World, kind: str, overview: Observation, rng) -> Trajectory:
-        question = tasks.KINDS[kind](world, rng)
+    def _trajectory(self, world: World, quadrant: str, overview: Observation, rng) -> Trajectory:
+        kinds = tasks.QUADRANTS[quadrant]
+        question = kinds[str(rng.choice(list(kinds)))](world, rng)
         options = bool(rng.random() < self.config.options_share)
         task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
         return tasks.make_trajectory(
@@ -172,13 +207,24 @@ class Stream:
 
     def _example(self, trajectory: Trajectory, overview: int, clip: int) -> Example:
         looks = len(trajectory.observations) - 1
-        shown = (("overview", overview), *[("clip", clip)] * looks)
+        shown = (("overview", overview), *(("clip", clip + i) for i in range(looks)))
         return self._weighted(trajectory.turns, shown)
 
     def _weighted(self, turns: Sequence[Turn], shown: tuple[tuple[str, int], ...]) -> Example:
         encoded = encode(turns, self.tokenizer)
         weight = np.where(encoded.loss_mask, self._weights[encoded.ids], 0).astype(np.float32)
         return Example(encoded, weight, shown)
+
+
+def _stack(videos: list[np.ndarray], most: int = 0) -> np.ndarray:
+    """Videos of one size, [N, T, h, w, 3], filled up to `most` with black ones that no row looks at: the shape is every step's.
+
+    Where a stage shows none, one black token stands in.
+    """
+    if not videos:
+        return np.zeros((1, 2, 28, 28, 3), np.uint8)
+    black = [np.zeros_like(videos[0])] * (most - len(videos))
+    return np.stack([*videos, *black])
 
 
 def evidence_weights(tokenizer, emphasis: float) -> Float[np.ndarray, "V"]:

@@ -2,7 +2,7 @@
 
     python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--one-look]
 
-Every world gives three digit questions on different cards (a clip is needed) and three that the overview answers. Every trajectory is written to
+Every world gives three different questions of each quadrant (see `vo3.clueworld.tasks`), about half of them with options. Every trajectory is written to
 WORKDIR/trajectories.jsonl as it ends; a second run goes on where the first stopped. `--one-look` asks the same model on uniform frames at as many visual tokens as an
 agent with one clip sees (100), without any clip: what is in reach of one look.
 """
@@ -21,12 +21,13 @@ from vo3.agent import VideoAgent
 from vo3.clueworld import tasks
 from vo3.clueworld.film import write_video
 from vo3.clueworld.world import HELD_OUT, World, make_world
+from vo3.rewards import score
 from vo3.rewards.grounding import Interval, overlap
 from vo3.trajectory import Task, Trajectory
 from vo3.video import CropPolicy, VideoCrop, VideoError
 
 FIRST_SEED = 50_000  # evaluation's worlds; below are tests and demos, from HELD_OUT on training
-PER_WORLD = 3
+PER_QUADRANT = 3  # questions a world
 
 
 class OneLook:
@@ -51,21 +52,23 @@ def one_look_policy(policy: CropPolicy) -> CropPolicy:
 
 
 def questions(world: World, video: str) -> Iterator[Task]:
-    """The world's questions; about half of them with options."""
+    """The world's questions, different ones in each quadrant; about half of them with options."""
     rng = np.random.default_rng([0xE7A1, world.seed])
-    cards = [world.cards[i] for i in rng.permutation(len(world.cards))[:PER_WORLD]]
-    asked = [("digit", tasks.digit_question(card)) for card in cards]
-    kinds = rng.permutation(tasks.OVERVIEW_KINDS)[:PER_WORLD]
-    asked += [(str(kind), tasks.KINDS[kind](world, rng)) for kind in kinds]
-    for number, (kind, question) in enumerate(asked):
-        yield tasks.make_task(
-            world,
-            question,
-            video=video,
-            task_id=f"{world.seed}-{number}-{kind}",
-            rng=rng,
-            options=bool(rng.random() < 0.5),
-        )
+    for kinds in tasks.QUADRANTS.values():
+        asked: dict[str, tuple[str, tasks.Question]] = {}
+        while len(asked) < PER_QUADRANT:
+            kind = str(rng.choice(list(kinds)))
+            question = kinds[kind](world, rng)
+            asked.setdefault(question.text, (kind, question))
+        for number, (kind, question) in enumerate(asked.values()):
+            yield tasks.make_task(
+                world,
+                question,
+                video=video,
+                task_id=f"{world.seed}-{tasks.source_of(question)}-{number}-{kind}",
+                rng=rng,
+                options=bool(rng.random() < 0.5),
+            )
 
 
 def is_right(trajectory: Trajectory, target: str) -> bool:
@@ -99,34 +102,59 @@ class Share:
 
 def summarise(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
     """The figures of a run, by name."""
-    digit = [t for t in rows if t.task.target.clues]
-    plain = [t for t in rows if not t.task.target.clues]
-
-    def right(some: Sequence[Trajectory]) -> Share:
-        return Share(sum(is_right(t, t.task.target.answer) for t in some), len(some))
-
-    ious = [
-        overlap([Interval(call.start, call.end)], [Interval(clue.start, clue.end)]).iou
-        for t in digit
-        for call in t.calls
-        for clue in t.task.target.clues
-    ]
-    figures: dict[str, Share | float] = {
-        "single clue with tool: right": right(digit),
-        "  with options": right([t for t in digit if t.task.options]),
-        "  open": right([t for t in digit if not t.task.options]),
-        "  window hits the clue (IoU > 0), of calls": Share(sum(i > 0 for i in ious), len(ious)),
-        "  mean IoU of calls": float(np.mean(ious)) if ious else 0.0,
-        "  made a call": Share(sum(bool(t.calls) for t in digit), len(digit)),
-    }
+    figures: dict[str, Share | float] = {}
+    for quadrant in tasks.QUADRANTS:
+        some = [t for t in rows if t.task.target.data_source == quadrant]
+        part = _grounding if quadrant == tasks.GROUNDING else _answers
+        figures |= {f"{quadrant}: {name}": value for name, value in part(some).items()}
+    ious = [iou for t in rows for iou in _call_ious(t)]
+    figures["calls: window hits a clue (IoU > 0)"] = Share(sum(i > 0 for i in ious), len(ious))
+    figures["calls: mean IoU with the nearest clue"] = float(np.mean(ious)) if ious else 0.0
+    needs = [t for t in rows if t.task.target.data_source in (tasks.SINGLE_TOOL, tasks.MULTI_TOOL)]
     for low, high in ((120, 600), (600, 1800), (1800, 3601)):
-        some = [t for t in digit if low <= t.observations[0].end < high]
-        figures[f"  video of {low // 60} to {high // 60} minutes"] = right(some)
-    figures["overview questions: right"] = right(plain)
-    for kind in tasks.OVERVIEW_KINDS:
-        figures[f"  {kind}"] = right([t for t in plain if t.task.id.endswith(kind)])
-    figures["  made no call"] = Share(sum(not t.calls for t in plain), len(plain))
+        some = [t for t in needs if low <= t.observations[0].end < high]
+        name = f"with tool, video of {low // 60} to {high // 60} minutes"
+        figures[f"{name}: right"] = _right(some)
     return figures
+
+
+def _right(rows: Sequence[Trajectory]) -> Share:
+    return Share(sum(is_right(t, t.task.target.answer) for t in rows), len(rows))
+
+
+def _answers(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
+    """Of a quadrant: right in all, with and without options, by kind; whether calls were made as they should be."""
+    figures: dict[str, Share | float] = {
+        "right": _right(rows),
+        "right, with options": _right([t for t in rows if t.task.options]),
+        "right, open": _right([t for t in rows if not t.task.options]),
+    }
+    for kind in sorted({_kind(t) for t in rows}):
+        figures[f"right, {kind}"] = _right([t for t in rows if _kind(t) == kind])
+    needed = any(t.task.target.clues for t in rows)
+    name = "made as many calls as clues" if needed else "made no call"
+    right = sum(len(t.calls) == len(t.task.target.clues) for t in rows)
+    return {**figures, name: Share(right, len(rows))}
+
+
+def _kind(trajectory: Trajectory) -> str:
+    return trajectory.task.id.rsplit("-", 1)[-1]
+
+
+def _grounding(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
+    """Overlap of the answered with the true segment; an answer that is no segment has none."""
+    ious = [score(t, t.task.target).accuracy for t in rows]
+    figures: dict[str, Share | float] = {
+        f"IoU >= {least}": Share(sum(i >= least for i in ious), len(ious)) for least in (0.3, 0.5)
+    }
+    return {**figures, "mean IoU": float(np.mean(ious)) if ious else 0.0}
+
+
+def _call_ious(trajectory: Trajectory) -> list[float]:
+    """Of each call, the IoU with the clue that it meets best."""
+    clues = [Interval(c.start, c.end) for c in trajectory.task.target.clues]
+    windows = [Interval(c.start, c.end) for c in trajectory.calls] if clues else []
+    return [max(overlap([w], [c]).iou for c in clues) for w in windows]
 
 
 def evaluate(
@@ -179,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = evaluate(agent, workdir / name, args.worlds, one_look=args.one_look)
     figures = summarise(rows)
     for key, value in figures.items():
-        print(f"{key:45s} {value if isinstance(value, Share) else round(value, 3)}")
+        print(f"{key:52s} {value if isinstance(value, Share) else round(value, 3)}")
     plain = {
         key: value
         if isinstance(value, float)

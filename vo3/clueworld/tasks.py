@@ -1,7 +1,14 @@
 """Questions on a world and their ground-truth trajectories.
 
-Two groups, after the quadrants of the original's data (one clue): the digit on a card needs a clip (`clue_single_w_tool`), counts, order and presence of cards
-are answered from the overview (`clue_single_wo_tool`). A new kind of question is one function in `KINDS`.
+Five groups, after the data of the original (facts on Seeker-173K: {single, multi clue} x {with, without tool}, and temporal grounding):
+
+    clue_single_w_tool    digit, after           the digit on a card, named by colour or by the card before it
+    clue_multi_w_tool     sum, higher, ends      two digits on two cards: added up, compared, of the first and the last
+    clue_single_wo_tool   first, last, exists    one look at the overview's cards
+    clue_multi_wo_tool    count, next            all of the overview's cards
+    temporal_grounding    when                   the seconds in which a card is shown, one turn
+
+A new kind of question is one function in `KINDS`.
 
 The think text of a trajectory first names every card in order of appearance, then the clock's readings where the overview shows the card asked for, so that the
 call copies what was read. The last think ends with the answer in words and, where there are options, its letter, so that the answer follows from text.
@@ -10,13 +17,13 @@ call copies what was read. The last think ends with the answer in words and, whe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vo3.chat.tags import format_call
-from vo3.clueworld.views import observe, sightings
+from vo3.chat.tags import Segment, format_call, format_segment
+from vo3.clueworld.views import Sighting, observe, sightings
 from vo3.clueworld.world import COLORS, Card, World
 from vo3.trajectory import Call, Clue, Observation, Target, Task, Trajectory, Turn
 from vo3.video import CropPolicy
@@ -25,8 +32,11 @@ if TYPE_CHECKING:
     from vo3.chat import PromptPack
 
 LETTERS = "ABCD"
-WITH_TOOL = "clue_single_w_tool"
-WITHOUT_TOOL = "clue_single_wo_tool"
+SINGLE_TOOL = "clue_single_w_tool"
+MULTI_TOOL = "clue_multi_w_tool"
+SINGLE_SEEN = "clue_single_wo_tool"
+MULTI_SEEN = "clue_multi_wo_tool"
+GROUNDING = "temporal_grounding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,39 +45,110 @@ class Question:
 
     Attributes:
       text: the question.
-      answer: the answer in words ("6", "red", "yes").
+      answer: the answer in words ("6", "red", "yes"); for grounding, the JSON that is answered with.
       choices: wrong answers to draw options from.
       said: what the last think says before the answer ("the red card shows").
-      card: the card whose digit must be read, or None when the overview answers.
+      looks: cards whose digits must be read, in the order in which they are looked at; empty when the overview answers.
+      shown: the card whose time is asked for, in grounding.
     """
 
     text: str
     answer: str
     choices: tuple[str, ...]
     said: str
-    card: Card | None = None
+    looks: tuple[Card, ...] = ()
+    shown: Card | None = None
+
+    @property
+    def clues(self) -> tuple[Clue, ...]:
+        """The true evidence."""
+        cards = (self.shown,) if self.shown else self.looks
+        return tuple(Clue(c.start, c.end) for c in cards)
 
 
-def _digit(world: World, rng: np.random.Generator) -> Question:
-    card = world.cards[rng.integers(len(world.cards))]
-    return digit_question(card)
+Maker = Callable[[World, np.random.Generator], Question]
 
 
 def digit_question(card: Card) -> Question:
     """Which digit is on this card?"""
-    return Question(
-        text=f"Which digit is on the {card.color} card?",
-        answer=str(card.digit),
-        choices=tuple(str(d) for d in range(10) if d != card.digit),
-        said=f"the {card.color} card shows",
-        card=card,
-    )
+    return _read(f"Which digit is on the {card.color} card?", card)
+
+
+def _read(text: str, card: Card) -> Question:
+    wrong = _others(range(10), card.digit)
+    return Question(text, str(card.digit), wrong, f"the {card.color} card shows", looks=(card,))
+
+
+def _others(values: Iterable, right: object) -> tuple[str, ...]:
+    return tuple(str(v) for v in values if v != right)
+
+
+def _draw(cards: Sequence[Card], rng: np.random.Generator) -> Card:
+    return cards[rng.integers(len(cards))]
+
+
+def _digit(world: World, rng: np.random.Generator) -> Question:
+    return digit_question(_draw(world.cards, rng))
+
+
+def _after(world: World, rng: np.random.Generator) -> Question:
+    """Of the next card; of a world's only card (training rows may show one), by its colour."""
+    if len(world.cards) < 2:
+        return _digit(world, rng)
+    i = int(rng.integers(len(world.cards) - 1))
+    asked = f"Which digit is on the card after the {world.cards[i].color} one?"
+    return _read(asked, world.cards[i + 1])
+
+
+def _sum(world: World, rng: np.random.Generator) -> Question:
+    return _two(world, rng, added)
+
+
+def _higher(world: World, rng: np.random.Generator) -> Question:
+    return _two(world, rng, compared)
+
+
+def _ends(world: World, rng: np.random.Generator) -> Question:
+    first, last = world.cards[0], world.cards[-1]
+    if first == last or first.digit + last.digit > 9:
+        return _higher(world, rng)
+    return added(first, last, "What is the sum of the digits on the first and the last card?")
+
+
+def _two(world: World, rng: np.random.Generator, ask: Callable[[Card, Card], Question]) -> Question:
+    """A question on two cards; where no two cards allow it (a sum is one digit, the digits differ), on one."""
+    order = [world.cards[i] for i in rng.permutation(len(world.cards))]
+    pairs = [(a, b) for a in order for b in order if a.color != b.color]
+    for a, b in pairs:
+        if ask is added and a.digit + b.digit <= 9:
+            return added(a, b)
+    for a, b in pairs:
+        if a.digit != b.digit:
+            return compared(a, b)
+    return _digit(world, rng)
+
+
+def added(a: Card, b: Card, text: str = "") -> Question:
+    """The sum of two digits, at most 9."""
+    text = text or f"What is the sum of the digits on the {a.color} and {b.color} cards?"
+    total = a.digit + b.digit
+    said = f"the sum of {a.digit} and {b.digit} is"
+    return Question(text, str(total), _others(range(10), total), said, looks=(a, b))
+
+
+def compared(a: Card, b: Card) -> Question:
+    """Which of two cards has the higher digit."""
+    text = f"Which card has the higher digit, {a.color} or {b.color}?"
+    high, low = (a, b) if a.digit > b.digit else (b, a)
+    said = f"{a.color} {a.digit} or {b.color} {b.digit} is"
+    return Question(text, high.color, (low.color,), said, looks=(a, b))
 
 
 def _count(world: World, rng: np.random.Generator) -> Question:
-    number = str(len(world.cards))
-    wrong = tuple(str(n) for n in range(2, 7) if str(n) != number)
-    return Question("How many cards are there?", number, wrong, "there are")
+    number = len(world.cards)
+    return Question(
+        "How many cards are there?", str(number), _others(range(2, 7), number), "there are"
+    )
 
 
 def _first(world: World, rng: np.random.Generator) -> Question:
@@ -79,8 +160,19 @@ def _last(world: World, rng: np.random.Generator) -> Question:
 
 
 def _end(which: str, card: Card) -> Question:
-    wrong = tuple(c for c in COLORS if c != card.color)
+    wrong = _others(COLORS, card.color)
     return Question(f"Which card comes {which}?", card.color, wrong, f"{which} is")
+
+
+def _next(world: World, rng: np.random.Generator) -> Question:
+    if len(world.cards) < 2:
+        return _first(world, rng)
+    i = int(rng.integers(len(world.cards) - 1))
+    before, card = world.cards[i].color, world.cards[i + 1].color
+    wrong = tuple(c for c in COLORS if c not in (before, card))
+    return Question(
+        f"Which card comes after the {before} one?", card, wrong, f"after {before} comes"
+    )
 
 
 def _exists(world: World, rng: np.random.Generator) -> Question:
@@ -92,14 +184,26 @@ def _exists(world: World, rng: np.random.Generator) -> Question:
     return Question(f"Is there a {color} card?", answer, (wrong,), f"{color}:")
 
 
-KINDS: dict[str, Callable[[World, np.random.Generator], Question]] = {
-    "digit": _digit,
-    "count": _count,
-    "first": _first,
-    "last": _last,
-    "exists": _exists,
+def _when(world: World, rng: np.random.Generator) -> Question:
+    card = _draw(world.cards, rng)
+    text = f"When is the {card.color} card shown?"
+    return Question(text, segment(card.start, card.end), (), "", shown=card)
+
+
+def segment(start: float, end: float) -> str:
+    """What a grounding task is answered with."""
+    return format_segment(Segment(start, end), decimals=0)
+
+
+QUADRANTS: dict[str, dict[str, Maker]] = {
+    SINGLE_TOOL: {"digit": _digit, "after": _after},
+    MULTI_TOOL: {"sum": _sum, "higher": _higher, "ends": _ends},
+    SINGLE_SEEN: {"first": _first, "last": _last, "exists": _exists},
+    MULTI_SEEN: {"count": _count, "next": _next},
+    GROUNDING: {"when": _when},
 }
-OVERVIEW_KINDS = ("count", "first", "last", "exists")
+KINDS: dict[str, Maker] = {k: make for kinds in QUADRANTS.values() for k, make in kinds.items()}
+OVERVIEW_KINDS = (*QUADRANTS[SINGLE_SEEN], *QUADRANTS[MULTI_SEEN])
 
 
 def make_task(
@@ -111,21 +215,26 @@ def make_task(
     rng: np.random.Generator,
     options: bool,
 ) -> Task:
-    """The question as a `Task`, open or with up to four shuffled options."""
+    """The question as a `Task`, open or with up to four shuffled options (none in grounding)."""
     lettered = None
     answer = question.answer
-    if options:
+    if options and question.choices:
         wrong = rng.permutation(question.choices)[: len(LETTERS) - 1]
         texts = rng.permutation([question.answer, *wrong])
         lettered = {letter: str(text) for letter, text in zip(LETTERS, texts, strict=False)}
         answer = next(letter for letter, text in lettered.items() if text == question.answer)
-    card = question.card
-    target = Target(
-        answer=answer,
-        clues=(Clue(card.start, card.end),) if card else (),
-        data_source=WITH_TOOL if card else WITHOUT_TOOL,
-    )
+    target = Target(answer=answer, clues=question.clues, data_source=source_of(question))
     return Task(id=task_id, video=video, question=question.text, options=lettered, target=target)
+
+
+def source_of(question: Question) -> str:
+    """The quadrant, by what has to be looked at."""
+    if question.shown is not None:
+        return GROUNDING
+    if question.looks:
+        return SINGLE_TOOL if len(question.looks) == 1 else MULTI_TOOL
+    whole = question.text.startswith(("How many", "Which card comes after"))
+    return MULTI_SEEN if whole else SINGLE_SEEN
 
 
 def named(world: World) -> str:
@@ -135,7 +244,11 @@ def named(world: World) -> str:
 
 def timed(world: World, overview: Observation) -> list[str]:
     """Every card with the clock's readings that bound it, as the think text writes them."""
-    return [f"{s.card.color}:{s.start}-{s.end}" for s in sightings(world, overview)]
+    return [_timed(s) for s in sightings(world, overview)]
+
+
+def _timed(sight: Sighting) -> str:
+    return f"{sight.card.color}:{sight.start}-{sight.end}"
 
 
 def stated(question: Question, task: Task) -> str:
@@ -153,7 +266,7 @@ def make_trajectory(
     policy: CropPolicy,
     overview: Observation | None = None,
 ) -> Trajectory:
-    """The ground-truth trajectory: list the cards, look at the right one if the question needs it, answer.
+    """The ground-truth trajectory: list the cards, look at those that the question needs, answer.
 
     `overview` stands for the whole video unless given (a part of it, in training).
     """
@@ -162,23 +275,29 @@ def make_trajectory(
         Turn("system", pack.system(task)),
         Turn("question", pack.question(task), observations=(overview,)),
     ]
+    shown = {s.card: s for s in sightings(world, overview)}
     think = named(world)
-    if question.card is not None:
-        shown = timed(world, overview)[world.cards.index(question.card)]
-        sight = next(s for s in sightings(world, overview) if s.card == question.card)
+    for number, card in enumerate(question.looks, start=1):
+        sight = shown[card]
         call = Call(float(sight.start), float(sight.end), "fine")
-        look = f"{think} look at {shown}."
+        look = f"{think} look at {_timed(sight)}."
         turns.append(
             Turn("call", f"<think>{look}</think>\n{format_call(call, decimals=0)}", call=call)
         )
         clip = observe(
-            world, 1, policy=policy, window=(call.start, call.end), strategy=call.strategy
+            world, number, policy=policy, window=(call.start, call.end), strategy=call.strategy
         )
-        turns.append(Turn("observation", pack.observation(1, clip), observations=(clip,)))
+        turns.append(Turn("observation", pack.observation(number, clip), observations=(clip,)))
+        think = f"the {card.color} card shows {card.digit}."
+    answer = task.target.answer
+    if question.shown is not None:
+        sight = shown[question.shown]
+        think = f"{think} {_timed(sight)}."
+        answer = segment(sight.start, sight.end)
+    elif len(question.looks) == 1:
         think = stated(question, task)
     else:
         think = f"{think} {stated(question, task)}"
-    answer = task.target.answer
     text = f"<think>{think}</think>\n<answer>{answer}</answer>"
     turns.append(Turn("answer", text, answer=answer))
     return Trajectory(task, tuple(turns), outcome="answered", answer=answer, prompt_pack=pack.name)

@@ -29,6 +29,7 @@ _MARKS = (
     '{"temporal_segment": [',
     '], "sampling_strategy": "',
     '"}',
+    "]}",
     "\n",
     " ",
     ", ",
@@ -49,14 +50,15 @@ _WORDS = (
     "digit number card cards are is on the there many comes first last after before of a an in it not "
     "video see seen shows show look closer at then needed only with evidence find and answer one letter word "
     "frames frame fps from to s seconds second sum order time "
-    "failed if call window error again please now must no more calls left"
+    "failed if call window error again please now must no more calls left "
+    "When or has digits higher shown"
 )
 
 
 def _options() -> list[str]:
     """ "A red", "B 3": an option is one piece, so that its letter is found from its text by one step of attention.
 
-    With letter and text apart that takes an induction circuit, which a decoder of this size did not form in 38,000 examples; so, it is there after 3,000.
+    With letter and text apart that takes an induction circuit, which a decoder of this size did not form in 38,000 examples; so, it is there after 2,400.
     """
     texts = [*COLORS, *(str(d) for d in range(10)), "yes", "no"]
     return [f"{letter} {text}" for letter in "ABCD" for text in texts]

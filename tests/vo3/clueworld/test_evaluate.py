@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from vo3.clueworld import evaluate
+from vo3.clueworld import evaluate, tasks
 from vo3.clueworld.evaluate import Share, questions, summarise
+from vo3.clueworld.tasks import GROUNDING, MULTI_SEEN, MULTI_TOOL, SINGLE_TOOL
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import HELD_OUT, make_world
 from vo3.trajectory import Call, Observation, Trajectory, Turn
@@ -22,25 +23,39 @@ def answered(task, answer, *calls):
 
 
 def test_figures_by_hand():
-    tasks = list(questions(make_world(3), "w.mp4"))
-    digit, plain = tasks[:3], tasks[3:]
+    asked = {}
+    for task in questions(make_world(3), "w.mp4"):
+        asked.setdefault(task.target.data_source, []).append(task)
+    digit, both = asked[SINGLE_TOOL], asked[MULTI_TOOL][0]
+    plain, when = asked[MULTI_SEEN], asked[GROUNDING]
     clue = digit[0].target.clues[0]
     inside = Call(clue.start, (clue.start + clue.end) / 2, "fine")
+    two = [Call(c.start, c.end, "fine") for c in both.target.clues]
+    moment = when[0].target.clues[0]
+    half = tasks.segment(moment.start, (moment.start + moment.end) / 2)
     rows = [
         answered(digit[0], digit[0].target.answer, inside),
         answered(digit[1], "nothing", Call(0.0, 1.0, "fine")),
         answered(digit[2], None),
+        answered(both, both.target.answer, *two),
         *(answered(task, task.target.answer) for task in plain[:2]),
         answered(plain[2], "nothing", Call(0.0, 1.0, "fine")),
+        answered(when[0], when[0].target.answer),
+        answered(when[1], "nothing"),
+        answered(dataclasses.replace(when[0], id="other-when"), half),
     ]
     figures = summarise(rows)
-    assert figures["single clue with tool: right"] == Share(1, 3)
-    assert figures["  window hits the clue (IoU > 0), of calls"] == Share(1, 2)
-    assert figures["  mean IoU of calls"] == pytest.approx(0.25)
-    assert figures["  made a call"] == Share(2, 3)
-    assert figures["overview questions: right"] == Share(2, 3)
-    assert figures["  made no call"] == Share(2, 3)
-    assert figures["  video of 10 to 30 minutes"] == Share(1, 3)
+    assert figures["clue_single_w_tool: right"] == Share(1, 3)
+    assert figures["clue_single_w_tool: made as many calls as clues"] == Share(2, 3)
+    assert figures["clue_multi_w_tool: right"] == Share(1, 1)
+    assert figures["clue_multi_w_tool: made as many calls as clues"] == Share(1, 1)
+    assert figures["clue_multi_wo_tool: right"] == Share(2, 3)
+    assert figures["clue_multi_wo_tool: made no call"] == Share(2, 3)
+    assert figures["temporal_grounding: IoU >= 0.5"].right in (1, 2)  # half, but for rounding
+    assert figures["temporal_grounding: mean IoU"] == pytest.approx(0.5, abs=0.02)
+    assert figures["calls: window hits a clue (IoU > 0)"] == Share(3, 4)
+    assert figures["calls: mean IoU with the nearest clue"] == pytest.approx(2.5 / 4)
+    assert figures["with tool, video of 10 to 30 minutes: right"] == Share(2, 4)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +70,9 @@ def test_wilson_intervals_of_the_literature(right, total, low, high):
 def test_questions_are_fixed_by_the_seed_and_held_out():
     assert evaluate.FIRST_SEED < HELD_OUT
     one, two = (list(questions(make_world(50_000), "w.mp4")) for _ in range(2))
-    assert one == two and len({t.id for t in one}) == 6
-    assert [bool(t.target.clues) for t in one] == [True] * 3 + [False] * 3
+    assert one == two and len({t.id for t in one}) == len({t.question for t in one}) == 15
+    sources = [t.target.data_source for t in one]
+    assert sources == [quadrant for quadrant in tasks.QUADRANTS for _ in range(3)]
 
 
 def test_one_look_sees_as_many_tokens_as_an_agent_with_a_clip():
@@ -73,16 +89,16 @@ def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(tmp_path), "--worlds", "1"]
     evaluate.main(arguments)
     rows = (tmp_path / "agent" / "trajectories.jsonl").read_text().splitlines()
-    assert len(rows) == 6
+    assert len(rows) == 15
     first = capsys.readouterr().out
-    assert "single clue with tool: right" in first
+    assert "clue_single_w_tool: right" in first
     evaluate.main(arguments)  # nothing is left to do
     assert (tmp_path / "agent" / "trajectories.jsonl").read_text().splitlines() == rows
     assert capsys.readouterr().out == first
     assert json.loads((tmp_path / "agent" / "summary.json").read_text())
     evaluate.main([*arguments, "--one-look"])
     looks = (tmp_path / "one-look" / "trajectories.jsonl").read_text().splitlines()
-    assert len(looks) == 6
+    assert len(looks) == 15
     assert all(len(Trajectory.loads(line).observations) == 1 for line in looks)
 
 

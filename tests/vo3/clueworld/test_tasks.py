@@ -1,5 +1,7 @@
 """Questions, their truth, and the tokenizer that must hold every word of them."""
 
+import dataclasses
+import json
 import re
 
 import numpy as np
@@ -13,6 +15,7 @@ from vo3.clueworld.data import DataConfig, make_stream
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import make_world
+from vo3.rewards import score
 from vo3.trajectory import Trajectory
 
 PACK = PromptPack.load("clueworld")
@@ -38,12 +41,26 @@ def test_ground_truth_is_sound(seed, kind, options):
         if turn.role == "assistant":
             parsed = parse_turn(turn.text, world.duration)
             assert (parsed.kind, parsed.call, parsed.answer) == (turn.kind, turn.call, turn.answer)
-    assert len(trajectory.calls) == (1 if kind == "digit" else 0)
-    given_answer = trajectory.answer
-    if options:
-        assert 2 <= len(trajectory.task.options) <= 4
-        given_answer = trajectory.task.options[given_answer]
-    assert given_answer == question.answer
+    assert len(trajectory.calls) == len(question.looks)
+    source = tasks.source_of(question)
+    target = trajectory.task.target
+    assert target.data_source == source
+    if source == tasks.GROUNDING:
+        assert trajectory.task.options is None
+        assert json.loads(target.answer)["temporal_segment"] == [
+            target.clues[0].start,
+            target.clues[0].end,
+        ]
+        assert (
+            score(trajectory, target).accuracy > 0.2
+        )  # what the overview can tell of a card's time
+    else:
+        given_answer = trajectory.answer
+        if options:
+            assert 2 <= len(trajectory.task.options) <= 4
+            given_answer = trajectory.task.options[given_answer]
+        assert given_answer == question.answer
+        assert score(trajectory, target).format == 1
     encoded = encode(trajectory.turns, TOKENIZER)
     assert (encoded.ids != TOKENIZER.unk_token_id).all()
     text = TOKENIZER.decode(encoded.ids[encoded.feature_index < 0])
@@ -64,6 +81,43 @@ def test_answers_by_hand():
     assert tasks.KINDS["first"](world, rng).answer == "orange"
     assert tasks.KINDS["last"](world, rng).answer == "white"
     assert tasks.digit_question(world.card("purple")).answer == "0"
+    ends = tasks.KINDS["ends"](world, rng)
+    assert (ends.answer, [c.color for c in ends.looks]) == ("3", ["orange", "white"])
+    total = tasks.added(world.card("yellow"), world.card("white"))
+    assert (total.answer, total.said) == ("4", "the sum of 2 and 2 is")
+    higher = tasks.compared(world.card("orange"), world.card("white"))
+    assert (higher.answer, higher.choices) == ("white", ("orange",))
+    for kind, text, answers in (
+        (
+            "next",
+            r"after the (\w+) one",
+            {"orange": "yellow", "yellow": "purple", "purple": "white"},
+        ),
+        ("after", r"after the (\w+) one", {"orange": "2", "yellow": "0", "purple": "2"}),
+    ):
+        found = {}
+        for _ in range(40):
+            question = tasks.KINDS[kind](world, rng)
+            found[re.search(text, question.text)[1]] = question.answer
+        assert found == answers
+
+
+@given(st.integers(0, 2**40), st.sampled_from(list(tasks.KINDS)))
+def test_a_world_with_one_card_can_be_asked_anything(seed, kind):
+    """Training rows are cut to a few patches, which may show one card."""
+    world, rng = make_world(seed), np.random.default_rng(seed)
+    world = dataclasses.replace(world, cards=world.cards[:1])
+    question = tasks.KINDS[kind](world, rng)
+    assert set(question.looks) <= set(world.cards) and len(question.looks) <= 1
+    assert question.answer not in question.choices
+
+
+def test_the_quadrant_is_that_of_the_kind():
+    world = make_world(3)
+    for quadrant, kinds in tasks.QUADRANTS.items():
+        for kind, make in kinds.items():
+            question = make(world, np.random.default_rng(1))
+            assert tasks.source_of(question) == quadrant, kind
 
 
 def test_words_outside_the_vocabulary_are_unknown_and_do_not_become_controls():
@@ -102,7 +156,8 @@ def test_transcripts_say_what_is_there():
 
 @pytest.mark.parametrize("patches", [8, 32])
 def test_a_batch_is_a_function_of_seed_and_step(patches):
-    config = DataConfig(worlds=2, patches=patches, length=560)
+    asked = (tasks.SINGLE_TOOL, tasks.MULTI_SEEN)
+    config = DataConfig(worlds=2, patches=patches, length=560, asked=asked)
     one, two = make_stream(config).batch(5), make_stream(config).batch(5)
     other = make_stream(config).batch(6)
     for a, b in zip(vars(one).values(), vars(two).values(), strict=True):
@@ -117,3 +172,28 @@ def test_a_batch_is_a_function_of_seed_and_step(patches):
 def test_rows_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match="raise the row length"):
         make_stream(DataConfig(worlds=1, length=128)).batch(0)
+
+
+def test_a_row_asks_a_question_of_each_quadrant():
+    """Clips of all questions stand in order; black ones fill up what a question on two cards did not look at."""
+    config = DataConfig(worlds=2, length=1100, lookups=3, options_share=1.0)
+    batch = make_stream(config).batch(0)
+    assert batch.clips.shape == (6, 4, 84, 168, 3)
+    for row, ids in enumerate(batch.ids):
+        text = TOKENIZER.decode(ids[batch.visibility.enter[row] >= 0])
+        assert text.count("<grounding>") in (2, 3)  # one card, and two
+        assert int(batch.visibility.enter[row].max()) + 1 == 1 + 3 + 4
+        clips = batch.feature_index[row][batch.feature_index[row] >= 2 * 64]
+        assert len(np.unique(clips)) == len(clips) == 36 * text.count("<grounding>")
+
+
+def test_rows_of_text_alone_show_nothing():
+    config = DataConfig(worlds=2, length=500, transcripts=0, lookups=10, trajectories=False)
+    batch = make_stream(config).batch(0)
+    assert (batch.feature_index == -1).all() and not batch.clips.any()
+    text = TOKENIZER.decode(batch.ids[0])
+    for a, b, total in re.findall(r"sum of (\d) and (\d) is (\d)", text):
+        assert int(a) + int(b) == int(total)
+    for p, a, q, b, high in re.findall(r"(\w+) (\d) or (\w+) (\d) is (\w+)", text):
+        assert high == (p if int(a) > int(b) else q)
+    assert "sum of" in text and " or " in text and "A " in text
