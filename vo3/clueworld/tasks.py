@@ -203,6 +203,7 @@ QUADRANTS: dict[str, dict[str, Maker]] = {
     GROUNDING: {"when": _when},
 }
 KINDS: dict[str, Maker] = {k: make for kinds in QUADRANTS.values() for k, make in kinds.items()}
+TOOL_KINDS = (*QUADRANTS[SINGLE_TOOL], *QUADRANTS[MULTI_TOOL])
 OVERVIEW_KINDS = (*QUADRANTS[SINGLE_SEEN], *QUADRANTS[MULTI_SEEN])
 
 

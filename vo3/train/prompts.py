@@ -217,7 +217,7 @@ class ClueWorldPrompts:
         rng = np.random.default_rng([self._seed, 4, number])
         world = self._world(number)
         tool = rng.random() < self._config.tool_share
-        kind = "digit" if tool else str(rng.choice(tasks.OVERVIEW_KINDS))
+        kind = str(rng.choice(tasks.TOOL_KINDS if tool else tasks.OVERVIEW_KINDS))
         task = tasks.make_task(
             world,
             tasks.KINDS[kind](world, rng),

@@ -15,11 +15,11 @@ LENGTHS = ((2, 10), (10, 30), (30, 61))
 
 
 def read(root: epath.Path, files: Sequence[epath.Path], options: Options) -> Iterator[Question]:
-    """Six questions on each world; its video is written on first use."""
+    """Twelve questions on each world, three of each quadrant (moments in time, which are not right or wrong, are left out); its video is written on first use."""
     # Imported here: the other benchmarks need neither the renderer nor the model behind it.
     from vo3.clueworld.evaluate import questions
     from vo3.clueworld.film import write_video
-    from vo3.clueworld.tasks import WITH_TOOL
+    from vo3.clueworld.tasks import GROUNDING
     from vo3.clueworld.world import HELD_OUT, make_world
 
     if options.first < 0 or options.first + options.worlds > HELD_OUT:
@@ -36,9 +36,10 @@ def read(root: epath.Path, files: Sequence[epath.Path], options: Options) -> Ite
             f"{low} to {high - (high == 61)} minutes" for low, high in LENGTHS if minutes < high
         )
         for task in questions(world, str(path)):
-            tool = task.target is not None and task.target.data_source == WITH_TOOL
+            if task.target is None or task.target.data_source == GROUNDING:
+                continue
             categories = {
-                "needs": ("a clip" if tool else "the overview",),
+                "quadrant": (task.target.data_source,),
                 "question": (task.id.rsplit("-", 1)[-1],),
                 "answer": ("a letter" if task.options else "a word",),
                 "length": (length,),
