@@ -10,15 +10,24 @@ import os
 import sys
 import time
 
+import numpy as np
 from etils import epath
 
 from vo3 import cli
 from vo3.clueworld import tasks
 from vo3.clueworld.film import write_video
-from vo3.clueworld.world import make_world
+from vo3.clueworld.world import World, make_world
+from vo3.trajectory import Task
 
 SEED = 2027  # a held-out world
 DURATION = 1800  # seconds
+
+
+def ask_about(world: World, video: str) -> Task:
+    """A question with options that needs two looks: two digits added up or, where that is more than a digit, compared."""
+    rng = np.random.default_rng(world.seed)
+    question = tasks.KINDS["sum"](world, rng)
+    return tasks.make_task(world, question, video=video, task_id="demo", rng=rng, options=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,10 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"writing a video of {world.duration // 60} minutes to {video} ...", flush=True)
         write_video(world, video)
         print(f"  {time.perf_counter() - began:.0f} s", flush=True)
-    card = world.cards[len(world.cards) // 2]
-    question = tasks.digit_question(card)
-    command = ["ask", os.fspath(video), question.text]
-    command += ["--target", question.answer, "--clue", f"{card.start}-{card.end}"]
+    task = ask_about(world, os.fspath(video))
+    command = ["ask", task.video, task.question]
+    for letter, text in task.options.items():
+        command += ["--option", f"{letter}={text}"]
+    command += ["--target", task.target.answer]
+    for clue in task.target.clues:
+        command += ["--clue", f"{clue.start:g}-{clue.end:g}"]
     command += ["--html", os.fspath(out / "demo.html"), "--json", os.fspath(out / "demo.json")]
     shown = " ".join(f"'{word}'" if " " in word else word for word in command)
     print(f"$ vo3 {shown}\n", flush=True)
