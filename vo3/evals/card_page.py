@@ -57,6 +57,8 @@ def warnings(card: dict[str, Any]) -> list[str]:
     changed = [f["name"] for f in bench["files"] if f["published"] is False]
     if changed:
         told.append(f"Annotation files that differ from the published ones: {', '.join(changed)}.")
+    if card["settings"].get("sampling", {}).get("subtitles"):
+        told.append("Asked with the subtitles of the whole video; published figures are without.")
     if n := card["failures"]["count"]:
         told.append(f"{many(n, 'question')} could not be asked: counted as wrong, listed below.")
     if n := card["unread"]:

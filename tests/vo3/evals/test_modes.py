@@ -95,6 +95,16 @@ def test_contradictions_are_refused(changes, message):
     assert message in str(error.value)
 
 
+def test_the_published_values_stand():
+    """Facts, section 6: 8 turns, greedy, 4096 new tokens a turn, no subtitles, at most 12 videos."""
+    c = config_lib.defaults()
+    assert (c.max_turns, c.max_new_tokens, c.max_videos) == (8, 4096, 12)
+    assert (c.temperature, c.subtitles, c.modes, c.crop.recipe) == (0.0, False, "tools", "")
+    policy = config_lib.rollout_policy(c)
+    assert (policy.mode, policy.force_answer) == ("eval", True)
+    assert config_lib.sampling(c).method == "greedy"
+
+
 def test_the_crop_policy_of_a_config():
     own = dataclasses.replace(CropPolicy("rl"), fine_quota=4000)
     assert config_lib.crop_policy(config_lib.defaults(), own) == own

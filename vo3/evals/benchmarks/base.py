@@ -118,7 +118,7 @@ class Benchmark:
             if same is False and not partial:
                 raise AnnotationError(
                     f"{path} is not the file that {self.title} published: its sha256 is {digest[:16]}..., theirs {file.sha256[:16]}...; "
-                    "download it again, or allow it with --config.partial=True, which the card will say"
+                    f"download it from {self.source}, or allow it with --config.partial=True, which the card will say"
                 )
             found.append(FoundFile(str(path.relative_to(root)), digest, same))
         questions = tuple(self.read(root, paths, options))

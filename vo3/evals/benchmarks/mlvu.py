@@ -88,7 +88,7 @@ def _choice(root: epath.Path, task: str, number: str, row: dict, where: str) -> 
 def _video(root: epath.Path, task: str, name: str) -> str:
     folders = [
         root / "video" / task,
-        root / "video" / task.partition("_")[2],
+        root / "MLVU" / "video" / task,
         root / "videos",
         root,
     ]
@@ -98,9 +98,9 @@ def _video(root: epath.Path, task: str, name: str) -> str:
 MLVU = Benchmark(
     name="mlvu",
     title="MLVU",
-    source="https://huggingface.co/datasets/MLVU/MVLU (json/ and video/; github.com/JUNJIE99/MLVU, CC-BY-NC-SA-4.0)",
+    source="https://github.com/JUNJIE99/MLVU (data/*.json; CC-BY-NC-SA-4.0), videos: https://huggingface.co/datasets/MLVU/MVLU",
     files=tuple(
-        AnnotationFile(f"json/{name}.json|data/{name}.json|{name}.json", sha)
+        AnnotationFile(f"json/{name}.json|data/{name}.json|MLVU/json/{name}.json|{name}.json", sha)
         for name, sha in TASKS.values()
     ),
     counted=2175,
