@@ -90,7 +90,7 @@ def test_clueworld_videos_are_written_once_and_open(tmp_path):
     tasks = [one[i].task for i in numbers]
     assert len({t.video for t in tasks}) == 2 and len({t.id for t in tasks}) == 6
     sources = {one[i].task.target.data_source for i in range(40)}
-    assert sources == {"clue_single_w_tool", "clue_single_wo_tool"}
+    assert sources == {f"clue_{n}_{t}_tool" for n in ("single", "multi") for t in ("w", "wo")}
     one.ready(numbers[:2])
     stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "videos").iterdir()}
     one.ready(numbers)
