@@ -133,7 +133,7 @@ def test_one_pass_over_each_leaf_gives_the_same():
 
 def test_resizing_keeps_what_is_in_use():
     cache = SuffixCache.empty(CONFIG.text, 1, 2, 4, dtype=jnp.float32)
-    cache = jax.tree.map(lambda x: x + jnp.arange(4, dtype=x.dtype)[:, None], cache)
+    cache = jax.tree.map(lambda x: x + jnp.arange(4, dtype=x.dtype).reshape(1, 1, 1, 4, 1), cache)
     grown = cache.resize(6)
     assert (grown.capacity, grown.leaves, grown.resize(3).capacity) == (6, 2, 3)
     np.testing.assert_array_equal(grown.k[0][..., :4, :], cache.k[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 
 import jax
 import numpy as np
@@ -154,21 +153,19 @@ def test_a_lost_overview_is_the_groups_error(engine):
 
 
 def test_a_video_lost_in_mid_conversation_costs_its_rollout(engine, say):
-    """One clip never comes, one reader breaks; the third rollout goes on to its answer."""
-    never = threading.Event()
+    """One clip comes too late, one reader breaks; the third rollout goes on to its answer."""
 
-    class Hung(NoiseVideo):
+    class Lost(NoiseVideo):
         def crop(self, t0, t1, strategy):
             if t0 == 3.0:
-                never.wait(60)
+                raise VideoError("timeout", "reading took more than 120 s", "raise timeout_s")
             if t0 == 5.0:
                 raise ZeroDivisionError("broken reader")
             return super().crop(t0, t1, strategy)
 
     say(((call(3, 9),), (call(5, 9),), (call(6, 9), answer() + END)))
-    groups = engine(timeout_s=2)
-    [group] = groups.run(TASKS[:1], lambda task: Hung())
-    never.set()
+    groups = engine()
+    [group] = groups.run(TASKS[:1], lambda task: Lost())
     trajectories = [rollout.trajectory for rollout in group.rollouts]
     assert [t.outcome for t in trajectories] == ["void", "void", "answered"]
     assert trajectories[0].meta["video_error"]["kind"] == "timeout"
@@ -241,9 +238,13 @@ def test_bad_arguments(model, tokenizer, group_programs):
 def test_nothing_compiles_after_warm_up(model, tokenizer, say):
     """Other lengths of question, turn and clip, and groups that come and go: no program beyond those of the tables."""
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
-    )
+
+    def listen(event, seconds, *, fun_name="", **_):
+        # What XLA compiles, not only what is traced; the checks of shapes in tests compile things of their own.
+        if "backend_compile" in event and "_body" in fun_name:
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     engine = GroupEngine(
         model, tokenizer=tokenizer, slots=1, rollouts=3,
         policy=dataclasses.replace(POLICY, max_length=2048),
@@ -252,13 +253,12 @@ def test_nothing_compiles_after_warm_up(model, tokenizer, say):
     warm = engine.warm_up()
     # encode 1, prompt 1, extend 3, decode 3, resize 6
     assert warm == 14 == len(engine.programs.compiled)
-    before = len(compiled)
-    assert before >= 14
+    assert len(compiled) == 14
     say(seed=1)
     tasks = [dataclasses.replace(t, question="why? " * (9 * n + 1)) for n, t in enumerate(TASKS)]
     for sampling in (Sampling(temperature=1.0), Sampling(temperature=0.5)):
         list(engine.run(tasks, video, sampling=sampling, seed=1))
-    assert engine.compilations == warm and len(compiled) == before
+    assert engine.compilations == warm == len(compiled)
 
 
 def test_the_trajectory_is_whole(engine, say, scripted, tokenizer):
