@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -165,41 +164,6 @@ def test_a_prepared_data_set_trains_like_its_rows_and_leaves_a_profile(rows, tmp
     assert json.loads((run / "log.jsonl").read_text())["rejected"] == 0
     traces = list((run / "profile").rglob("*.xplane.pb"))
     assert traces and traces[0].stat().st_size > 1000
-
-
-def test_rows_videos_workdir_and_export_in_a_bucket(rows, tmp_path, bucket, monkeypatch):
-    """All but Orbax's own files, which TensorStore writes, and which are kept aside here."""
-    for file in rows.iterdir():
-        if file.suffix in (".jsonl", ".mp4"):
-            bucket.pipe_file(f"gs://b/rows/{file.name}", file.read_bytes())
-    whole = sft.ckpt.Checkpoints
-    monkeypatch.setattr(
-        sft.ckpt, "Checkpoints", lambda workdir, run, plan: whole(tmp_path / "kept", run, plan=plan)
-    )
-    places = {"data.rows": "gs://b/rows/rows.jsonl", "data.videos": "gs://b/rows"}
-    more = {"steps": 1, "log.samples_every": 1, "log.tensorboard": True, "log.profile_start": 1}
-    config = config_of(rows, **places, **more)
-    assert sft.train(config, "gs://b/run", devices=one_device()).finished
-    written = {name.removeprefix("/b/") for name in bucket.store}
-    expected = {
-        "run/config.json",
-        "run/log.jsonl",
-        "run/rejects.jsonl",
-        "run/samples/step-000001.png",
-    }
-    assert expected <= written
-    for pattern in (
-        r"rows/lengths-.*\.npz",
-        r"run/tensorboard/events.*",
-        r"run/profile/.*\.xplane\.pb",
-    ):
-        assert any(re.fullmatch(pattern, name) for name in written), (pattern, sorted(written))
-    row = json.loads(bucket.cat_file("gs://b/run/log.jsonl"))
-    local = tmp_path / "local"
-    sft.train(config_of(rows, steps=1), local, devices=one_device())
-    assert json.loads((local / "log.jsonl").read_text())["loss"] == row["loss"]
-    exported = vo3.models.load("gs://b/run/export")
-    assert exported.tokenizer is not None
 
 
 def test_too_many_rejected_rows_end_the_run(rows, tmp_path):
