@@ -84,7 +84,11 @@ def test_several_processes(alone, tmp_path, tasks):
         )
         for index in range(len(tasks))
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=900)[0] for process in started]
+    try:
+        outputs = [process.communicate(timeout=900)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     for process, output in zip(started, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
     said = {}
