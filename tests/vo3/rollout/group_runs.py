@@ -75,6 +75,8 @@ def roll(model: Qwen2_5_VL, tokenizer, tasks: str, *, slots: int) -> dict[str, l
 def main(out: str, *tasks: str) -> None:
     """One process of as many as there are words of tasks."""
     processes.start()
+    # The first collective waits 30 s for the others; now they are at the same place, after building a model they need not be.
+    processes.barrier("begin")
     tokenizer = fakes.byte_tokenizer()
     model = over(fakes.random_model(tokenizer), Mesh(np.array(jax.devices()), ("data",)))
     said = roll(model, tokenizer, tasks[jax.process_index()], slots=1)
