@@ -6,10 +6,16 @@ python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/cluewor
 python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/clueworld/order
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
+python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
 """
 
 import ml_collections
 
+# A question with clips and one without.
+_TWO = (
+    "clue_single_w_tool|clue_multi_w_tool",
+    "clue_single_wo_tool|clue_multi_wo_tool|temporal_grounding",
+)
 # stage: steps, learning-rate schedule, where the parameters come from, data
 _STAGES = {
     "text": (
@@ -39,11 +45,18 @@ _STAGES = {
     ),
     "whole": (400, "constant", "order", {"seed": 3, "worlds": 8, "length": 1088}),
     "finish": (800, "cosine", "whole", {"seed": 4, "worlds": 8, "length": 1088}),
+    # More worlds and fewer questions on each: what is left to learn is to list the cards, and to find one by its neighbour.
+    "polish": (
+        420,
+        "cosine",
+        "finish",
+        {"seed": 6, "length": 760, "lookups": 3, "ordered": 0.6, "asked": _TWO},
+    ),
 }
 
 
 def get_config(stage: str = "text") -> ml_collections.ConfigDict:
-    """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and `finish`: trajectories with all 32. Each from the one before."""
+    """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole`, `finish` and `polish`: trajectories with all 32. Each from the one before."""
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
     steps, schedule, before, data = _STAGES[stage]
@@ -52,8 +65,8 @@ def get_config(stage: str = "text") -> ml_collections.ConfigDict:
     config.steps = steps
     config.optimizer = "muon"
     config.schedule = schedule
-    config.rate = 0.02  # of the matrices, under Muon
-    config.adam_rate = 3e-3  # of everything else
+    config.rate = 0.012 if stage == "polish" else 0.02  # of the matrices, under Muon
+    config.adam_rate = 2e-3 if stage == "polish" else 3e-3  # of everything else
     config.weight_decay = 0.0
     config.clip = 1.0
     config.warmup = 50

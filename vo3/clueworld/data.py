@@ -34,6 +34,7 @@ class DataConfig:
       noise: standard deviation of pixel noise, in grey levels, drawn up to this.
       transcripts: transcripts of overviews a row.
       lookups: examples a row of text alone: the letters of options, and sums and comparisons of two digits.
+      ordered: share of those that ask which card of a list comes after another.
       trajectories: whether rows hold trajectories; if so, the transcripts are of the trajectories' overview, else of one each, and of a clip.
         Without either a row is lookups alone: text.
       asked: what a row of trajectories asks, one question each: quadrants of `vo3.clueworld.tasks`, or several joined by "|" to draw from.
@@ -50,6 +51,7 @@ class DataConfig:
     transcripts: int = 1
     lookups: int = 0
     trajectories: bool = True
+    ordered: float = 0.0
     asked: tuple[str, ...] = (
         tasks.SINGLE_TOOL,
         tasks.MULTI_TOOL,
@@ -102,7 +104,9 @@ class Stream:
                     clips.append(noisy(render(world, clip, scale=1), rng, config.noise))
             rows.append(row)
             overviews.append(over_frames)
-        most = config.worlds * sum(_CLIPS.get(q, 0) for q in config.asked)
+        most = config.worlds * sum(
+            max(_CLIPS.get(quadrant, 0) for quadrant in asked.split("|")) for asked in config.asked
+        )
         return pack_rows(
             rows, length=config.length, overviews=_stack(overviews), clips=_stack(clips, most)
         )
@@ -129,7 +133,17 @@ class Stream:
 
     def _text(self, rng: np.random.Generator) -> Example:
         """What a last think does once, without anything to see."""
+        if self.config.ordered and rng.random() < self.config.ordered:
+            return self._ordered(rng)
         return self._lookup(rng) if rng.random() < 0.6 else self._arithmetic(rng)
+
+    def _ordered(self, rng: np.random.Generator) -> Example:
+        """A list of cards, and which comes after one of them."""
+        colors = [str(c) for c in rng.permutation(list(COLORS))[: rng.integers(3, 6)]]
+        i = int(rng.integers(len(colors) - 1))
+        said = f"cards {' '.join(colors)}. after {colors[i]} comes {colors[i + 1]}."
+        turns = (Turn("question", ""), Turn("text", f"<think>{said}</think>"))
+        return self._weighted(turns, ())
 
     def _arithmetic(self, rng: np.random.Generator) -> Example:
         """Sums and comparisons of two digits, as the questions on two cards end."""

@@ -2,7 +2,7 @@
 
     python -m vo3.clueworld.recipe --workdir=out/clueworld
 
-First the vision tower alone, then text alone, then transcripts, then trajectories with overviews of 10 and of all 32 temporal patches; then the result is written as safetensors with its config,
+First the vision tower alone, then text alone, then transcripts, then trajectories, at last on more worlds with fewer questions each; then the result is written as safetensors with its config,
 tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
 """
 
@@ -21,7 +21,7 @@ from vo3.clueworld.config import model_config
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy
 
-STAGES = ("text", "read", "order", "whole", "finish")
+STAGES = ("text", "read", "order", "whole", "finish", "polish")
 
 
 def commands(workdir: epath.Path) -> dict[str, list[str]]:
