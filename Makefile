@@ -126,6 +126,20 @@ bench: $(VENV)/.parity  ## side-by-side measurements, one table
 clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it
 	$(BIN)/python -m vo3.clueworld.recipe --workdir out/clueworld
 
+.PHONY: clueworld-baselines
+clueworld-baselines: $(VENV)/.dev  ## train the one-turn baselines of the embedded model by the same recipe
+	@for view in coarse middle fine coarse-only; do
+	  $(BIN)/python -m vo3.clueworld.recipe --view $$view --workdir out/clueworld-$$view
+	done
+
+.PHONY: clueworld-pictures
+clueworld-pictures: $(VENV)/.core  ## renew the pictures of docs/clueworld.md from a world and the training log
+	$(BIN)/python -m vo3.clueworld.pictures --out docs
+
+.PHONY: ablate
+ablate: $(VENV)/.dev  ## the first ablation in the micro-world, one table
+	$(BIN)/python -m benchmarks.ablate --config=configs/ablate.py --workdir=out/ablate
+
 .PHONY: clean
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-3.12 .venv-tfds .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,10 @@ python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/cluewor
 python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/clueworld/order
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
+
+`STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
+
+python -m vo3.train.sft --config=configs/clueworld.py:whole.middle --workdir=out/middle/whole
 """
 
 import ml_collections
@@ -41,11 +45,19 @@ _STAGES = {
     "finish": (800, "cosine", "whole", {"seed": 4, "worlds": 8, "length": 1088}),
 }
 
+# Longer rows where a baseline's frames and words need them.
+_LENGTHS = {"read": 640, "order": 896, "whole": 1280, "finish": 1280}
+_VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
+
 
 def get_config(stage: str = "text") -> ml_collections.ConfigDict:
     """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and `finish`: trajectories with all 32. Each from the one before."""
+    stage, _, view = stage.partition(".")
+    view = view or "agent"
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
+    if view not in _VIEWS:
+        raise ValueError(f"unknown view {view!r}; one of {list(_VIEWS)}")
     steps, schedule, before, data = _STAGES[stage]
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -66,4 +78,7 @@ def get_config(stage: str = "text") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {"worlds": 12, "lookups": 2, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
     )
+    if view != "agent":
+        config.data.view = view
+        config.data.length = _LENGTHS.get(stage, config.data.length)
     return config

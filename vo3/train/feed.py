@@ -68,7 +68,7 @@ class ClueWorldFeed:
     plan = ""
 
     def __init__(self, config: ml_collections.ConfigDict):
-        fields = dict(config.data.clueworld)
+        fields = {"tdam": config.tdam.policy, **config.data.clueworld}
         try:
             self._data = DataConfig(**fields)
         except TypeError as error:
