@@ -216,10 +216,10 @@ def main(argv: list[str] | None = None) -> None:
     options = 0.5 if args.scale == "clueworld" else 0.0
     read = legibility(scale, worlds=args.read, frames=args.frames)
     for name, (height, width) in RESOLUTIONS.items():
-        cut = functools.partial(cut_cells, height, width, scale.world.dot)
+        cut = functools.partial(cut_cells, height, width, scale.world)
         print(
             f"{name:7s} {width:3d} x {height:2d}: digits read {read[name]}; "
-            f"cut by a patch's border {cut(side=14)['any']:.0%} of cells, by a token's {cut(side=28)['any']:.0%}"
+            f"cut by a patch's border {cut(side=14)['any']:.0%} of places, by a token's {cut(side=28)['any']:.0%}"
         )
     legible = coarsest(read)
     print(f"\nuniform frames, {legible}, the coarsest legible, at an agent's visual tokens")

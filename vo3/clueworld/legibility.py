@@ -30,7 +30,6 @@ from vo3.video.resize import resize
 
 MARGIN = 2  # pixels of the native frame around a digit that the reader sees too
 NOISE = 5.0  # grey levels, as in training
-CELLS = tuple((x, y) for x in range(3) for y in range(3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +42,33 @@ class Box:
     bottom: float
 
 
-def glyph(cell: tuple[int, int], dot: int) -> Box:
+def cells(config: WorldConfig) -> list[tuple[int, int]]:
+    """The places of cards, (column, row)."""
+    side = range(HEIGHT // config.pitch)
+    return [(x, y) for x in side for y in side]
+
+
+def corner(cell: tuple[int, int], drawn: World | WorldConfig) -> tuple[int, int]:
+    """Left and top of a card in the native frame."""
+    edge = (CELL - CARD) // 2
+    return WIDTH // 2 + cell[0] * drawn.pitch + edge, cell[1] * drawn.pitch + edge
+
+
+def glyph(cell: tuple[int, int], drawn: World | WorldConfig) -> Box:
     """Where the digit of a card stands in the native frame."""
-    left = WIDTH // 2 + cell[0] * CELL + (CELL - CARD) // 2 + GLYPH_AT[0]
-    top = cell[1] * CELL + (CELL - CARD) // 2 + GLYPH_AT[1]
-    return Box(left, top, left + 5 * dot, top + 7 * dot)
+    left, top = (at + off for at, off in zip(corner(cell, drawn), GLYPH_AT, strict=True))
+    return Box(left, top, left + 5 * drawn.dot, top + 7 * drawn.dot)
 
 
-def cut_cells(height: int, width: int, dot: int, *, side: int) -> dict[str, float]:
-    """Share of the 3 x 3 cells whose digit is cut by a border between squares of `side` pixels, in frames of this size.
+def cut_cells(height: int, width: int, config: WorldConfig, *, side: int) -> dict[str, float]:
+    """Share of the places whose digit is cut by a border between squares of `side` pixels, in frames of this size.
 
     Returns:
       "columns": cut by a vertical border; "rows": by a horizontal one; "any": by either.
     """
     x, y = width / WIDTH, height / HEIGHT
     cut = lambda low, high: np.floor(low / side) != np.floor((high - 1e-6) / side)
-    boxes = [glyph(cell, dot) for cell in CELLS]
+    boxes = [glyph(cell, config) for cell in cells(config)]
     columns = np.array([cut(b.left * x, b.right * x) for b in boxes])
     rows = np.array([cut(b.top * y, b.bottom * y) for b in boxes])
     return {
@@ -74,7 +84,7 @@ class Reader:
     Args:
       height, width: of the frames.
       config: of the worlds.
-      frames: frames with nine cards each that the templates are made from.
+      frames: frames with a card in every place that the templates are made from.
       seed: of these.
     """
 
@@ -83,7 +93,7 @@ class Reader:
     ):
         self.size, self.config = (height, width), config
         rng = np.random.default_rng([0x1E6, seed])
-        samples: dict[tuple[int, int], list] = {cell: [] for cell in CELLS}
+        samples: dict[tuple[int, int], list] = {cell: [] for cell in cells(config)}
         for _ in range(frames):
             frame, cards = self._sheet(rng)
             shown = resize(noisy(frame[None], rng, NOISE)[0], height, width)
@@ -99,17 +109,17 @@ class Reader:
         """A frame with a card in every cell."""
         frame = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
         cards = []
-        for x, y in CELLS:
+        for x, y in cells(self.config):
             card = Card(str(rng.choice(self.config.colors)), int(rng.integers(10)), 0, 1, (x, y))
             world = World(int(rng.integers(2**31)), 1, (card,), (0,), (), self.config.dot)
-            left, top = WIDTH // 2 + x * CELL + (CELL - CARD) // 2, y * CELL + (CELL - CARD) // 2
+            left, top = corner((x, y), self.config)
             frame[top : top + CARD, left : left + CARD] = _card_sprite(world, card, 1)
             cards.append(card)
         return frame, cards
 
     def _features(self, frame: np.ndarray, card: Card) -> Float[np.ndarray, "N"]:
         """Contrast to the card's colour around its digit, positive towards the ink."""
-        box, (h, w) = glyph(card.cell, self.config.dot), self.size
+        box, (h, w) = glyph(card.cell, self.config), self.size
         x0, x1 = (box.left - MARGIN) * w / WIDTH, (box.right + MARGIN) * w / WIDTH
         y0, y1 = (box.top - MARGIN) * h / HEIGHT, (box.bottom + MARGIN) * h / HEIGHT
         part = frame[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))].astype(np.float64)

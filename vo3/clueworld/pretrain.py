@@ -141,7 +141,7 @@ def _token_labels(
     for f, t in enumerate(pair):
         card = world.card_at(float(t))
         if card is not None:
-            box = glyph(card.cell, world.dot)
+            box = glyph(card.cell, world)
             x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
             token = int(y * height / HEIGHT) // 28 * columns + int(x * width / WIDTH) // 28
             color[token, f], digit[token, f] = _color(card), card.digit

@@ -88,6 +88,7 @@ MICRO_WORLD = WorldConfig(
     visible=(0.04, 0.045),
     overview=23,
     gap=0.085,
+    pitch=84,  # a token of a 112 x 56 frame: no digit is cut by the border of a patch
 )
 
 SCALES = {

@@ -66,6 +66,7 @@ class WorldConfig:
       overview: frames of the overview that shall not miss a card: each shows for longer than a part in so many.
       gap: share of the duration between cards, at least.
       dot: pixels of a dot of the digits; a digit is 5 x 7 dots.
+      pitch: pixels between the places of cards, across and along; as many as fit stand in the right half.
 
     Raises:
       WorldError: it cannot be drawn.
@@ -80,6 +81,7 @@ class WorldConfig:
     overview: int = 64
     gap: float = 0.04
     dot: int = 2
+    pitch: int = CELL
 
     def __post_init__(self) -> None:
         for fault in self._faults():
@@ -105,6 +107,8 @@ class WorldConfig:
             yield f"gap is {self.gap}; a share, at least 0 and below 1"
         if self.dot < 1:
             yield f"dot is {self.dot}; a dot is at least 1 pixel"
+        if not CELL <= self.pitch <= HEIGHT:
+            yield f"pitch is {self.pitch}; it lies between {CELL}, a card with its edge, and {HEIGHT}, the frame's height"
         width, height = GLYPH_AT[0] + 5 * self.dot, GLYPH_AT[1] + 7 * self.dot
         if max(width, height) > CARD:
             yield f"dot is {self.dot}: digits reach to {width} x {height} pixels of cards of {CARD} x {CARD}; at most {(CARD - GLYPH_AT[1]) // 7}"
@@ -168,6 +172,7 @@ class World:
       cuts: seconds at which the background changes, the first is 0.
       distractors: discs that are always there.
       dot: pixels of a dot of the digits.
+      pitch: pixels between the places of cards.
     """
 
     seed: int
@@ -176,6 +181,7 @@ class World:
     cuts: tuple[int, ...]
     distractors: tuple[Distractor, ...]
     dot: int = dataclasses.field(default=2, repr=False)
+    pitch: int = dataclasses.field(default=CELL, repr=False)
 
     @property
     def frames(self) -> int:
@@ -225,6 +231,7 @@ def make_world(
         cuts=tuple(int(c) for c in cuts),
         distractors=tuple(_make_distractor(rng) for _ in range(rng.integers(2, 5))),
         dot=config.dot,
+        pitch=config.pitch,
     )
 
 
@@ -237,7 +244,7 @@ def _make_cards(rng: np.random.Generator, duration: int, config: WorldConfig) ->
     cuts = np.sort(rng.integers(0, spare - gap * (count + 1), count))
     starts = cuts + gap * np.arange(1, count + 1) + np.r_[0, np.cumsum(lengths[:-1])]
     colors = rng.permutation(list(config.colors))[:count]
-    cells = rng.integers(0, 3, (count, 2))
+    cells = rng.integers(0, HEIGHT // config.pitch, (count, 2))
     return tuple(
         Card(
             str(color), int(rng.integers(0, 10)), int(start), int(start + length), (int(x), int(y))
@@ -374,8 +381,8 @@ class Renderer:
             sprite = self._cards.get(card.color)
             if sprite is None:
                 sprite = self._cards[card.color] = _card_sprite(world, card, scale)
-            x = (WIDTH // 2 + card.cell[0] * CELL + 4) // scale
-            y = (card.cell[1] * CELL + 4) // scale
+            x = (WIDTH // 2 + card.cell[0] * world.pitch + 4) // scale
+            y = (card.cell[1] * world.pitch + 4) // scale
             frame[y : y + CARD // scale, x : x + CARD // scale] = sprite
         return frame
 

@@ -101,14 +101,16 @@ def test_baselines_see_no_fewer_tokens_than_an_agent(name):
 def test_where_digits_lie_on_patches():
     """Placement favours the fine grid: middle frames cut the digits of 5 cells of 9, the others none. The table of `bounds` says so."""
     config = WorldConfig()
-    cut = {n: cut_cells(*size, config.dot, side=14) for n, size in RESOLUTIONS.items()}
+    cut = {n: cut_cells(*size, config, side=14) for n, size in RESOLUTIONS.items()}
     assert cut["fine"] == {"columns": 0, "rows": 0, "any": 0} == cut["coarse"]
     assert cut["middle"]["columns"] == cut["middle"]["rows"] == pytest.approx(1 / 3)
     assert cut["middle"]["any"] == pytest.approx(5 / 9)
     # By hand: the digit of the last column stands in [290, 300); middle patches are 42 native pixels wide, and 7 x 42 is 294.
-    assert (glyph((2, 0), 2).left, glyph((2, 0), 2).right) == (290, 300)
-    # Digits of one dot more are cut more.
-    assert cut_cells(*RESOLUTIONS["middle"], 4, side=14)["any"] >= cut["middle"]["any"]
+    assert (glyph((2, 0), config).left, glyph((2, 0), config).right) == (290, 300)
+    # The micro-world's places suit the middle frames that its agent and its baseline both look at.
+    micro = get_scale("micro").world
+    assert cut_cells(*RESOLUTIONS["middle"], micro, side=14)["any"] == 0
+    assert cut_cells(*RESOLUTIONS["fine"], micro, side=14)["any"] == 0
 
 
 def test_the_box_of_a_digit_is_where_it_is_drawn():
@@ -121,7 +123,7 @@ def test_the_box_of_a_digit_is_where_it_is_drawn():
             Renderer(dataclasses.replace(world, cards=cards)).frame(card.start).astype(int)
         )
     rows, columns = np.nonzero((frames[0] != frames[1]).any(-1))
-    box = glyph(card.cell, world.dot)
+    box = glyph(card.cell, world)
     assert box.left <= columns.min() and columns.max() < box.right
     assert box.top <= rows.min() and rows.max() < box.bottom
     assert frames[0].shape == (HEIGHT, WIDTH, 3)

@@ -127,6 +127,7 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
         ({"gap": 0.2}, r"WorldConfig\.most is 5: .*apart by 20"),
         ({"overview": 1}, r"WorldConfig\.overview is 1"),
         ({"shortest": 4, "longest": 8}, r"WorldConfig\.most is 5: .*do not fit into 4 s"),
+        ({"pitch": 40}, r"WorldConfig\.pitch is 40"),
         ({"dot": 0}, r"WorldConfig\.dot is 0"),
         ({"dot": 7}, r"WorldConfig\.dot is 7: digits reach to 41 x 55 pixels of cards of 48 x 48"),
     ],
