@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     cell.scale = "micro"
     cell.view = "agent"
     cell.tdam = ml_collections.ConfigDict({"policy": "off", "mask_ratio": 0.0})
-    cell.vision = ml_collections.ConfigDict({"steps": 250, "worlds": 24})
+    cell.vision = ml_collections.ConfigDict({"steps": 500, "worlds": 24})
     common = {
         "schedule": "constant", "optimizer": "muon", "rate": 0.02, "adam_rate": 3e-3,
         "weight_decay": 0.0, "clip": 1.0, "warmup": 25, "workers": 1, "log_every": 25,

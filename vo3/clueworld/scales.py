@@ -1,4 +1,4 @@
-"""The sizes that ClueWorld comes in, and what each shows: `clueworld`, which the embedded model is trained on, and `micro`, which trains in minutes.
+"""The sizes that ClueWorld comes in, and what each shows: `clueworld`, which the embedded model is trained on, and `micro`, a small one for ablations.
 
 A scale fixes the worlds, the quotas of VideoCrop, the architecture, and the views of the one-turn baselines: uniform frames at one of three resolutions,
 as many as cost the visual tokens of an agent.
