@@ -130,6 +130,20 @@ clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that
 clueworld-rl: $(VENV)/.dev  ## RL of the embedded model on tasks and videos made on the fly
 	$(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=out/clueworld-rl
 
+.PHONY: clueworld-baselines
+clueworld-baselines: $(VENV)/.dev  ## train the one-turn baselines of the embedded model by the same recipe
+	@for view in coarse middle fine coarse-only; do
+	  $(BIN)/python -m vo3.clueworld.recipe --view $$view --workdir out/clueworld-$$view
+	done
+
+.PHONY: clueworld-pictures
+clueworld-pictures: $(VENV)/.core  ## renew the pictures of docs/clueworld.md from a world and the training log
+	$(BIN)/python -m vo3.clueworld.pictures --out docs
+
+.PHONY: ablate
+ablate: $(VENV)/.dev  ## the first ablation in the micro-world, one table
+	$(BIN)/python -m benchmarks.ablate --config=configs/ablate.py --workdir=out/ablate
+
 .PHONY: clean
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-3.12 .venv-tfds .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,10 @@ python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/cluewo
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
 python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
+
+`STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
+
+python -m vo3.train.sft --config=configs/clueworld.py:whole.middle --workdir=out/middle/whole
 """
 
 import ml_collections
@@ -54,11 +58,19 @@ _STAGES = {
     ),
 }
 
+# Longer rows where a baseline's frames and words need them.
+_LENGTHS = {"read": 640, "order": 896, "whole": 1280, "finish": 1280, "polish": 960}
+_VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
+
 
 def get_config(stage: str = "text") -> ml_collections.ConfigDict:
     """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole`, `finish` and `polish`: trajectories with all 32. Each from the one before."""
+    stage, _, view = stage.partition(".")
+    view = view or "agent"
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
+    if view not in _VIEWS:
+        raise ValueError(f"unknown view {view!r}; one of {list(_VIEWS)}")
     steps, schedule, before, data = _STAGES[stage]
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -79,4 +91,7 @@ def get_config(stage: str = "text") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {"worlds": 12, "lookups": 2, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
     )
+    if view != "agent":
+        config.data.view = view
+        config.data.length = _LENGTHS.get(stage, config.data.length)
     return config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 
@@ -43,3 +45,26 @@ def model_config() -> Qwen2_5_VLConfig:
         bos_token_id=ids("<|endoftext|>"),
         pad_token_id=ids("<|endoftext|>"),
     )
+
+
+def micro_model_config() -> Qwen2_5_VLConfig:
+    """The micro-world's: vision 2 blocks of 64, decoder 3 layers of 96."""
+    config = model_config()
+    text = dataclasses.replace(
+        config.text,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+    )
+    vision = dataclasses.replace(
+        config.vision,
+        depth=2,
+        hidden_size=64,
+        intermediate_size=160,
+        num_heads=2,
+        out_hidden_size=96,
+        fullatt_block_indexes=(1,),
+    )
+    return config.replace(text=text, vision=vision, scan_unroll=3)

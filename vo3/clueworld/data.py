@@ -12,10 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from vo3.chat import PromptPack, encode
+from vo3.chat import Encoded, PromptPack, encode
+from vo3.chat.tdam import CLIP, OVERVIEW
+from vo3.chat.tokens import Role
 from vo3.clueworld import tasks
+from vo3.clueworld.scales import AGENT, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
-from vo3.clueworld.views import crop_policy, cut_overview, noisy, observe, render
+from vo3.clueworld.views import cut_overview, noisy, observe, render, sightings
 from vo3.clueworld.world import COLORS, HELD_OUT, Card, World, make_world
 from vo3.train.batch import Batch, Example, pack_rows
 from vo3.trajectory import VIDEO_MARK, Observation, Trajectory, Turn
@@ -40,6 +43,9 @@ class DataConfig:
       asked: what a row of trajectories asks, one question each: quadrants of `vo3.clueworld.tasks`, or several joined by "|" to draw from.
       dense: cut to the patches with cards and some others, not to neighbouring ones.
       emphasis: loss weight of tokens that carry evidence (digits, colours, letters), against 1 for the rest.
+      scale: of `vo3.clueworld.scales`.
+      view: "agent", or a one-turn baseline of the scale: uniform frames at one resolution, and no clips.
+      tdam: the TDAM policy of the trajectories; see `masked`.
     """
 
     seed: int = 0
@@ -60,6 +66,9 @@ class DataConfig:
     )
     dense: bool = False
     emphasis: float = 4.0
+    scale: str = "clueworld"
+    view: str = AGENT
+    tdam: str = "off"
 
 
 # Clips that a question of a quadrant looks at, at most.
@@ -71,7 +80,9 @@ class Stream:
 
     def __init__(self, config: DataConfig, tokenizer, pack: PromptPack):
         self.config, self.tokenizer, self.pack = config, tokenizer, pack
-        self.policy = crop_policy()
+        self.scale = get_scale(config.scale)
+        self.policy = self.scale.view(config.view)
+        self.one_look = config.view != AGENT
         self._weights = evidence_weights(tokenizer, config.emphasis)
 
     def batch(self, step: int) -> Batch:
@@ -86,7 +97,7 @@ class Stream:
                     world, overview, frames = self._overview(self._world(rng), rng)
                     row.append(self._transcript(world, overview, len(overviews), rng))
                     overviews.append(frames)
-                if config.transcripts:
+                if config.transcripts and not self.one_look:
                     row.append(self._reading(self._world(rng), clips, rng))
                 row += [self._text(rng) for _ in range(config.lookups)]
                 rows.append(row)
@@ -112,19 +123,32 @@ class Stream:
         )
 
     def _world(self, rng: np.random.Generator) -> World:
-        return make_world(HELD_OUT + int(rng.integers(2**40)))
+        return make_world(HELD_OUT + int(rng.integers(2**40)), config=self.scale.world)
 
     def _transcript(
         self, world: World, overview: Observation, number: int, rng: np.random.Generator
     ) -> Example:
-        """Some patches, and without question or prompt what can be said of them: cards in order, their times, two answers."""
+        """Some patches, and without question or prompt what can be said of them: cards in order, their times, two answers.
+
+        A baseline's frames may miss cards, which are passed over, and tell digits.
+        """
+        if self.one_look:
+            seen = sightings(world, overview, missing=True)
+            world = dataclasses.replace(world, cards=tuple(s.card for s in seen))
+        if not world.cards:
+            return self._said(overview, number, [tasks.named(world)])
         kinds = rng.permutation(tasks.OVERVIEW_KINDS)[:2]
         asked = [tasks.KINDS[kind](world, rng) for kind in kinds]
         said = [
             " ".join(tasks.timed(world, overview)) + ".",
             *(f"{question.said} {question.answer}." for question in asked),
         ]
+        if self.one_look:
+            said.append(" ".join(tasks.digits(card) for card in world.cards))
         sentences = [tasks.named(world), *(said[i] for i in rng.permutation(len(said)))]
+        return self._said(overview, number, sentences)
+
+    def _said(self, overview: Observation, number: int, sentences: list[str]) -> Example:
         turns = (
             Turn("question", VIDEO_MARK, observations=(overview,)),
             Turn("text", f"<think>{' '.join(sentences)}</think>"),
@@ -133,6 +157,8 @@ class Stream:
 
     def _text(self, rng: np.random.Generator) -> Example:
         """What a last think does once, without anything to see."""
+        if not self.config.options_share:
+            return self._arithmetic(rng)
         if self.config.ordered and rng.random() < self.config.ordered:
             return self._ordered(rng)
         return self._lookup(rng) if rng.random() < 0.6 else self._arithmetic(rng)
@@ -206,15 +232,20 @@ class Stream:
             times = np.asarray(full.times)
             seen = tuple(c for c in world.cards if ((times >= c.start) & (times < c.end)).any())
             if not seen:  # the card stood on the border: draw again
-                return self._overview(world, rng)
+                # Uniform frames of a baseline may miss every card of a world.
+                return self._overview(self._world(rng) if self.one_look else world, rng)
             world = dataclasses.replace(world, cards=seen)
-        return world, full, noisy(render(world, full, scale=2), rng, self.config.noise)
+        # Frames of a sixth of the native size may be drawn at half of it.
+        scale = 2 if full.height <= 28 else 1
+        return world, full, noisy(render(world, full, scale=scale), rng, self.config.noise)
 
     def _trajectory(self, world: World, quadrant: str, overview: Observation, rng) -> Trajectory:
         kinds = tasks.QUADRANTS[quadrant]
         question = kinds[str(rng.choice(list(kinds)))](world, rng)
         options = bool(rng.random() < self.config.options_share)
         task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
+        if self.one_look:
+            return tasks.make_one_look(world, question, task, pack=self.pack, shown=overview)
         return tasks.make_trajectory(
             world, question, task, pack=self.pack, policy=self.policy, overview=overview
         )
@@ -225,9 +256,37 @@ class Stream:
         return self._weighted(trajectory.turns, shown)
 
     def _weighted(self, turns: Sequence[Turn], shown: tuple[tuple[str, int], ...]) -> Example:
-        encoded = encode(turns, self.tokenizer)
+        encoded = masked(encode(turns, self.tokenizer), turns, self.tokenizer, self.config.tdam)
         weight = np.where(encoded.loss_mask, self._weights[encoded.ids], 0).astype(np.float32)
         return Example(encoded, weight, shown)
+
+
+def masked(encoded: Encoded, turns: Sequence[Turn], tokenizer, policy: str) -> Encoded:
+    """With the visibility of a TDAM policy.
+
+    `released` is defined on Qwen's ids, which this tokenizer has not; here it is what it comes to there: the queries *at* the content of the last answer and of
+    all calls but the first, so that the token that predicts the first of the content is not among them.
+    """
+    if policy == "off" or not (encoded.roles == Role.CLIP).any():
+        return encoded
+    if policy != "released":
+        return encode(turns, tokenizer, policy=policy)
+    roles = encoded.roles
+    kind = np.where(roles == Role.OVERVIEW, OVERVIEW, 0) + np.where(roles == Role.CLIP, CLIP, 0)
+    answers, calls = _runs(roles == Role.ANSWER), _runs(roles == Role.CALL)
+    hide = np.zeros(len(roles), np.int32)
+    for start, end in answers[-1:]:
+        hide[start:end] = OVERVIEW
+    for start, end in calls[1:]:
+        hide[start:end] = CLIP
+    seen = dataclasses.replace(encoded.visibility, kind=kind.astype(np.int32), hide=hide)
+    return dataclasses.replace(encoded, visibility=seen)
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Maximal runs of True as [start, end)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 def _stack(videos: list[np.ndarray], most: int = 0) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Asks the agent questions on held-out worlds, through real mp4 files.
 
-    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--one-look]
+    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--one-look | --baseline=VIEW]
 
 Every world gives three different questions of each quadrant (see `vo3.clueworld.tasks`), about half of them with options. Every trajectory is written to
 WORKDIR/trajectories.jsonl as it ends; a second run goes on where the first stopped. `--one-look` asks the same model on uniform frames at as many visual tokens as an
-agent with one clip sees (100), without any clip: what is in reach of one look.
+agent with one clip sees (100), without any clip: what is in reach of one look. `--baseline` asks a one-turn model that was trained for it (`vo3.clueworld.recipe --view=VIEW`)
+on uniform frames of a resolution of `vo3.clueworld.scales`, at the visual tokens of an agent with two clips.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -20,7 +21,8 @@ from etils import epath
 from vo3.agent import VideoAgent
 from vo3.clueworld import tasks
 from vo3.clueworld.film import write_video
-from vo3.clueworld.world import HELD_OUT, World, make_world
+from vo3.clueworld.scales import VIEWS, get_scale
+from vo3.clueworld.world import HELD_OUT, World, WorldConfig, make_world
 from vo3.rewards import score
 from vo3.rewards.grounding import Interval, overlap
 from vo3.trajectory import Task, Trajectory
@@ -51,24 +53,39 @@ def one_look_policy(policy: CropPolicy) -> CropPolicy:
     return dataclasses.replace(policy, max_frames=tokens, overview_quota=tokens)
 
 
-def questions(world: World, video: str) -> Iterator[Task]:
-    """The world's questions, different ones in each quadrant; about half of them with options."""
+def questions(
+    world: World,
+    video: str,
+    *,
+    options: float = 0.5,
+    quadrants: Sequence[str] = tuple(tasks.QUADRANTS),
+) -> Iterator[Task]:
+    """The tasks of `questions_of`."""
+    for _, task in questions_of(world, video, options=options, quadrants=quadrants):
+        yield task
+
+
+def questions_of(
+    world: World, video: str, *, options: float, quadrants: Sequence[str]
+) -> Iterator[tuple[tasks.Question, Task]]:
+    """The world's questions with their tasks, different ones in each quadrant; a share of them with options."""
     rng = np.random.default_rng([0xE7A1, world.seed])
-    for kinds in tasks.QUADRANTS.values():
+    for kinds in (tasks.QUADRANTS[name] for name in quadrants):
         asked: dict[str, tuple[str, tasks.Question]] = {}
         while len(asked) < PER_QUADRANT:
             kind = str(rng.choice(list(kinds)))
             question = kinds[kind](world, rng)
             asked.setdefault(question.text, (kind, question))
         for number, (kind, question) in enumerate(asked.values()):
-            yield tasks.make_task(
+            task = tasks.make_task(
                 world,
                 question,
                 video=video,
                 task_id=f"{world.seed}-{tasks.source_of(question)}-{number}-{kind}",
                 rng=rng,
-                options=bool(rng.random() < 0.5),
+                options=bool(rng.random() < options),
             )
+            yield question, task
 
 
 def is_right(trajectory: Trajectory, target: str) -> bool:
@@ -158,10 +175,27 @@ def _call_ious(trajectory: Trajectory) -> list[float]:
 
 
 def evaluate(
-    agent: VideoAgent, workdir: epath.Path, worlds: int, *, one_look: bool
+    agent: VideoAgent,
+    workdir: epath.Path,
+    worlds: int,
+    *,
+    one_look: bool,
+    config: WorldConfig | None = None,
+    ask: Callable[[World, str], Iterator[Task]] = questions,
+    videos: epath.Path | None = None,
 ) -> list[Trajectory]:
-    """Runs what is not in `trajectories.jsonl` yet; returns all of it."""
-    videos, rows = workdir.parent / "videos", workdir / "trajectories.jsonl"
+    """Runs what is not in `trajectories.jsonl` yet; returns all of it.
+
+    Args:
+      agent: to ask.
+      workdir: of the trajectories.
+      worlds: how many, from `FIRST_SEED` on.
+      one_look: no clip is given.
+      config: of the worlds; None: the embedded model's.
+      ask: (world, path of its video) -> questions.
+      videos: where videos are kept, written where they are missing; None: beside `workdir`.
+    """
+    videos, rows = videos or workdir.parent / "videos", workdir / "trajectories.jsonl"
     workdir.mkdir(parents=True, exist_ok=True)
     done = (
         [Trajectory.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
@@ -169,9 +203,9 @@ def evaluate(
     known = {t.task.id for t in done}
     with rows.open("a") as log:
         for seed in range(FIRST_SEED, FIRST_SEED + worlds):
-            world = make_world(seed)
+            world = make_world(seed, config=config)
             path = videos / f"{seed}.mp4"
-            todo = [t for t in questions(world, str(path)) if t.id not in known]
+            todo = [t for t in ask(world, str(path)) if t.id not in known]
             if not todo:
                 continue
             if not path.exists():
@@ -195,16 +229,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--checkpoint", default="clueworld")
     parser.add_argument("--worlds", type=int, default=100)
-    parser.add_argument("--one-look", action="store_true")
+    looks = parser.add_mutually_exclusive_group()
+    looks.add_argument("--one-look", action="store_true")
+    looks.add_argument("--baseline", choices=VIEWS[1:], help="the view that the checkpoint sees")
     args = parser.parse_args(argv)
     if FIRST_SEED + args.worlds > HELD_OUT:
         raise SystemExit(f"--worlds {args.worlds}: at most {HELD_OUT - FIRST_SEED} are held out")
     model = load(args.checkpoint)
     policy = one_look_policy(model.crop_policy) if args.one_look else model.crop_policy
+    if args.baseline:
+        policy = get_scale("clueworld").view(args.baseline)
+        if policy != model.crop_policy:
+            raise SystemExit(
+                f"--baseline={args.baseline}: {args.checkpoint} was not trained for this view; "
+                f"train one with: python -m vo3.clueworld.recipe --view={args.baseline} --workdir=DIR"
+            )
     agent = VideoAgent(model, crop_policy=policy, max_new_tokens=160)
     workdir = epath.Path(args.workdir)
-    name = "one-look" if args.one_look else "agent"
-    rows = evaluate(agent, workdir / name, args.worlds, one_look=args.one_look)
+    name = args.baseline or ("one-look" if args.one_look else "agent")
+    rows = evaluate(agent, workdir / name, args.worlds, one_look=name != "agent")
     figures = summarise(rows)
     for key, value in figures.items():
         print(f"{key:52s} {value if isinstance(value, Share) else round(value, 3)}")

@@ -22,9 +22,10 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Int, UInt8
 
-from vo3.clueworld.config import model_config
-from vo3.clueworld.views import crop_policy, noisy, observe, render
-from vo3.clueworld.world import CELL, COLORS, HELD_OUT, WIDTH, World, make_world
+from vo3.clueworld.legibility import glyph
+from vo3.clueworld.scales import AGENT, VIEWS, get_scale
+from vo3.clueworld.views import noisy, observe, render
+from vo3.clueworld.world import COLORS, HEIGHT, HELD_OUT, WIDTH, World, make_world
 from vo3.models.qwen2_5_vl.vision import VisionTower, vision_inputs
 from vo3.train.optim import make_optimizer, schedule
 from vo3.train.pixels import patchify_traced
@@ -48,21 +49,33 @@ class VisionBatch:
       fine_color, fine_digit: per token of the clip and frame; none and 10 off the card.
     """
 
-    coarse: UInt8[np.ndarray, "N 2 28 56 3"]
+    coarse: UInt8[np.ndarray, "N 2 h w 3"]
     clock: Int[np.ndarray, "N 4"]
     color: Int[np.ndarray, "N 2"]
     coarse_digit: Int[np.ndarray, "N 2"]
-    fine: UInt8[np.ndarray, "K 2 84 168 3"]
-    fine_color: Int[np.ndarray, "K 18 2"]
-    fine_digit: Int[np.ndarray, "K 18 2"]
+    fine: UInt8[np.ndarray, "K 2 H W 3"]
+    fine_color: Int[np.ndarray, "K P 2"]
+    fine_digit: Int[np.ndarray, "K P 2"]
 
 
 class VisionStream:
-    """`batch(step)`: patches from `worlds` worlds, four overview patches and one clip patch each."""
+    """`batch(step)`: patches from `worlds` worlds, four overview patches and one clip patch each.
 
-    def __init__(self, seed: int = 0, worlds: int = 32, noise: float = 5.0):
+    A baseline, a `view` other than the agent's, has no clips: its uniform frames stand for both.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        worlds: int = 32,
+        noise: float = 5.0,
+        *,
+        scale: str = "clueworld",
+        view: str = AGENT,
+    ):
         self.seed, self.worlds, self.noise = seed, worlds, noise
-        self.policy = crop_policy()
+        self.scale, self.agent = get_scale(scale), view == AGENT
+        self.policy = self.scale.view(view)
 
     def batch(self, step: int) -> VisionBatch:
         """The patches of a step."""
@@ -73,20 +86,26 @@ class VisionStream:
         return VisionBatch(*stack)
 
     def _world(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        world = make_world(HELD_OUT + int(rng.integers(2**40)))
+        world = make_world(HELD_OUT + int(rng.integers(2**40)), config=self.scale.world)
         overview = observe(world, 0, policy=self.policy)
         times = np.asarray(overview.times).reshape(-1, 2)
         shown = [i for i, pair in enumerate(times) if any(world.card_at(t) for t in pair)]
+        if not shown:  # uniform frames of a baseline may miss every card
+            return self._world(rng)
         picks = [int(rng.choice(shown)) for _ in range(3)] + [int(rng.integers(len(times)))]
-        coarse = np.stack([self._draw(world, overview, times[i], 2, rng) for i in picks])
+        half = 2 if overview.height <= 28 else 1
+        coarse = np.stack([self._draw(world, overview, times[i], half, rng) for i in picks])
         cards = [[world.card_at(t) for t in times[i]] for i in picks]
         clock = [[_clock_groups(t) for t in times[i]] for i in picks]
         card = world.cards[rng.integers(len(world.cards))]
-        clip = observe(world, 1, policy=self.policy, window=(card.start, card.end), strategy="fine")
+        clip = overview
+        if self.agent:
+            window = (card.start, card.end)
+            clip = observe(world, 1, policy=self.policy, window=window, strategy="fine")
         pair = np.sort(rng.uniform(card.start - 1, card.end + 1, 2))
         pair = np.clip(np.floor(pair * 4) / 4, 0, world.duration - 1)
         fine = self._draw(world, clip, pair, 1, rng)[None]
-        color, digit = _token_labels(world, pair)
+        color, digit = _token_labels(world, pair, clip.height, clip.width)
         return (
             coarse,
             np.array(clock).reshape(-1, 4),
@@ -112,13 +131,19 @@ def _clock_groups(seconds: float) -> list[int]:
     return [GROUPS - 1 if not h else int(h) if len(h) == 2 else 100 + int(h) for h in halves]
 
 
-def _token_labels(world: World, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colour and digit per token (3 rows x 6 columns) and frame of a clip."""
-    color, digit = np.full((18, 2), NONE), np.full((18, 2), BLANK)
+def _token_labels(
+    world: World, pair: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colour and digit per token (3 rows x 6 columns in a clip) and frame: at the token that holds the digit's centre."""
+    columns = width // 28
+    tokens = height // 28 * columns
+    color, digit = np.full((tokens, 2), NONE), np.full((tokens, 2), BLANK)
     for f, t in enumerate(pair):
         card = world.card_at(float(t))
         if card is not None:
-            token = card.cell[1] * 6 + WIDTH // 2 // CELL + card.cell[0]
+            box = glyph(card.cell, world)
+            x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+            token = int(y * height / HEIGHT) // 28 * columns + int(x * width / WIDTH) // 28
             color[token, f], digit[token, f] = _color(card), card.digit
     return color, digit
 
@@ -126,8 +151,8 @@ def _token_labels(world: World, pair: np.ndarray) -> tuple[np.ndarray, np.ndarra
 class Probe(nnx.Module):
     """The tower and its throw-away heads."""
 
-    def __init__(self, *, rngs: nnx.Rngs):
-        config = model_config()
+    def __init__(self, *, rngs: nnx.Rngs, scale: str = "clueworld"):
+        config = get_scale(scale).model()
         self.tower = VisionTower(
             config.vision,
             rngs=rngs,
@@ -144,32 +169,32 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
     """Sum of the cross-entropies, and the accuracy of each head where there is something to read."""
     config = probe.tower.config
 
-    def tokens(frames, grid):
+    def tokens(frames):
         patches = patchify_traced(frames, config)[:, 0]
-        one = vision_inputs([grid], config)
+        one = vision_inputs([(1, frames.shape[2] // 14, frames.shape[3] // 14)], config)
         rows = jax.tree.map(lambda f: jnp.broadcast_to(f, (len(patches), *f.shape)), one)
         return probe.tower(patches, rows)
 
-    coarse, fine = tokens(batch.coarse, (1, 2, 4)), tokens(batch.fine, (1, 6, 12))
-    n, k = len(coarse), len(fine)
-    # Both tokens of an overview frame learn to hold its clock and its card, so that the decoder finds the one by the other in one step of attention.
-    clock = jnp.broadcast_to(batch.clock[:, None], (n, 2, 4))
-    color = jnp.broadcast_to(batch.color[:, None], (n, 2, 2))
+    coarse, fine = tokens(batch.coarse), tokens(batch.fine)
+    (n, m), (k, p) = coarse.shape[:2], fine.shape[:2]
+    # All tokens of an overview frame learn to hold its clock and its card, so that the decoder finds the one by the other in one step of attention.
+    clock = jnp.broadcast_to(batch.clock[:, None], (n, m, 4))
+    color = jnp.broadcast_to(batch.color[:, None], (n, m, 2))
     scores = {
-        "clock": (probe.clock(coarse).reshape(n, 2, 4, GROUPS), clock, clock >= 0),
-        "color": (probe.color(coarse).reshape(n, 2, 2, 9), color, color >= 0),
+        "clock": (probe.clock(coarse).reshape(n, m, 4, GROUPS), clock, clock >= 0),
+        "color": (probe.color(coarse).reshape(n, m, 2, 9), color, color >= 0),
         "leak": (
             probe.leak(jax.lax.stop_gradient(coarse[:, 1])).reshape(n, 2, 11),
             batch.coarse_digit,
             batch.coarse_digit != BLANK,
         ),
         "fine_color": (
-            probe.fine_color(fine).reshape(k, 18, 2, 9),
+            probe.fine_color(fine).reshape(k, p, 2, 9),
             batch.fine_color,
             batch.fine_color != NONE,
         ),
         "fine_digit": (
-            probe.fine_digit(fine).reshape(k, 18, 2, 11),
+            probe.fine_digit(fine).reshape(k, p, 2, 11),
             batch.fine_digit,
             batch.fine_digit != BLANK,
         ),
@@ -192,14 +217,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--view", choices=VIEWS, default=AGENT, help="a one-turn baseline")
     args = parser.parse_args(argv)
-    workdir = epath.Path(args.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    train_vision(
+        epath.Path(args.workdir), steps=args.steps, seed=args.seed, rate=args.rate, view=args.view
+    )
 
-    probe = Probe(rngs=nnx.Rngs(args.seed))
+
+def train_vision(
+    workdir: epath.Path,
+    *,
+    steps: int,
+    seed: int,
+    rate: float = 0.02,
+    worlds: int = 32,
+    scale: str = "clueworld",
+    view: str = AGENT,
+) -> epath.Path:
+    """Trains; returns the path of `vision.npz`, which appears when it is complete."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = Probe(rngs=nnx.Rngs(seed), scale=scale)
     graph, params = nnx.split(probe, nnx.Param)
-    rate = functools.partial(schedule, "cosine", steps=args.steps, warmup=min(50, args.steps // 4))
-    optimizer = make_optimizer("muon", rate(args.rate), adam_rate=rate(3e-3))
+    at = functools.partial(schedule, "cosine", steps=steps, warmup=min(50, steps // 4))
+    optimizer = make_optimizer("muon", at(rate), adam_rate=at(3e-3))
     state = optimizer.init(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -212,19 +252,21 @@ def main(argv: list[str] | None = None) -> None:
         return optax.apply_updates(params, updates), state, value, accuracy
 
     begin = time.time()
-    make = functools.partial(VisionStream, args.seed)
+    make = functools.partial(VisionStream, seed, worlds, scale=scale, view=view)
     with (workdir / "vision_log.jsonl").open("w") as log:
-        for i, batch in enumerate(prefetch(make, start=0, stop=args.steps)):
+        for i, batch in enumerate(prefetch(make, start=0, stop=steps)):
             params, state, value, accuracy = step(params, state, batch)
-            if i % 50 == 0 or i == args.steps - 1:
+            if i % 50 == 0 or i == steps - 1:
                 row = {"step": i, "seconds": round(time.time() - begin, 1), "loss": float(value)}
                 row |= {k: round(float(v), 4) for k, v in accuracy.items()}
                 log.write(json.dumps(row) + "\n")
                 print(row, flush=True)
     tower = nnx.state(nnx.merge(graph, params).tower, nnx.Param)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tower)]
-    with (workdir / "vision.npz").open("wb") as file:
+    part = workdir / ".vision.npz"
+    with part.open("wb") as file:
         np.savez(file, *leaves)
+    return part.rename(workdir / "vision.npz")
 
 
 if __name__ == "__main__":

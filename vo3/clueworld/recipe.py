@@ -4,6 +4,8 @@
 
 First the vision tower alone, then text alone, then transcripts, then trajectories, at last on more worlds with fewer questions each; then the result is written as safetensors with its config,
 tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
+
+`--view=middle` (coarse, fine, coarse-only) trains a one-turn baseline by the same stages and steps: uniform frames at the visual tokens of an agent with two clips.
 """
 
 from __future__ import annotations
@@ -18,21 +20,25 @@ from etils import epath
 from flax import nnx
 
 from vo3.clueworld.config import model_config
+from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
-from vo3.clueworld.views import crop_policy
 
 STAGES = ("text", "read", "order", "whole", "finish", "polish")
 
 
-def commands(workdir: epath.Path) -> dict[str, list[str]]:
+def commands(workdir: epath.Path, view: str = AGENT) -> dict[str, list[str]]:
     """The command of each stage, in order."""
     vision = workdir / "vision"
     made = {"vision": [sys.executable, "-m", "vo3.clueworld.pretrain", f"--workdir={vision}"]}
+    suffix = ""
+    if view != AGENT:
+        made["vision"].append(f"--view={view}")
+        suffix = f".{view}"
     start = f"--config.init_vision={vision / 'vision.npz'}"
     for stage in STAGES:
         made[stage] = [
             *(sys.executable, "-m", "vo3.train.sft"),
-            f"--config=configs/clueworld.py:{stage}",
+            f"--config=configs/clueworld.py:{stage}{suffix}",
             f"--workdir={workdir / stage}",
             start,
         ]
@@ -40,7 +46,7 @@ def commands(workdir: epath.Path) -> dict[str, list[str]]:
     return made
 
 
-def export(workdir: epath.Path, target: epath.Path) -> None:
+def export(workdir: epath.Path, target: epath.Path, view: str = AGENT) -> None:
     """Writes the newest checkpoint of the last stage as a Hugging Face directory with `vo3.json` and the training log."""
     from vo3.models import hf_io
     from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
@@ -51,7 +57,8 @@ def export(workdir: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save_pretrained(os.fspath(target))
     hf_io.save(model, target)
-    extras = {"crop_policy": crop_policy().to_json(), "prompt_pack": "clueworld"}
+    policy = get_scale("clueworld").view(view)
+    extras = {"crop_policy": policy.to_json(), "prompt_pack": "clueworld"}
     (target / "vo3.json").write_text(json.dumps(extras, indent=1) + "\n")
     logs = {"vision": workdir / "vision" / "vision_log.jsonl"}
     logs |= {stage: workdir / stage / "log.jsonl" for stage in STAGES}
@@ -68,14 +75,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--export-only", action="store_true", help="write the checkpoint of a finished run"
     )
+    parser.add_argument("--view", choices=VIEWS, default=AGENT, help="a one-turn baseline")
     args = parser.parse_args(argv)
     workdir = epath.Path(args.workdir).absolute()
     if not args.export_only:
-        for stage, command in commands(workdir).items():
+        for stage, command in commands(workdir, args.view).items():
             if stage == "vision" and (workdir / "vision" / "vision.npz").exists():
                 continue
             subprocess.run(command, check=True)
-    export(workdir, workdir / "export")
+    export(workdir, workdir / "export", args.view)
     print(
         f"wrote {workdir / 'export'}; ask it with: vo3 ask VIDEO QUESTION --checkpoint {workdir / 'export'}"
     )

@@ -289,7 +289,7 @@ def make_trajectory(
             world, number, policy=policy, window=(call.start, call.end), strategy=call.strategy
         )
         turns.append(Turn("observation", pack.observation(number, clip), observations=(clip,)))
-        think = f"the {card.color} card shows {card.digit}."
+        think = digits(card)
     answer = task.target.answer
     if question.shown is not None:
         sight = shown[question.shown]
@@ -299,6 +299,43 @@ def make_trajectory(
         think = stated(question, task)
     else:
         think = f"{think} {stated(question, task)}"
+    return _answered(task, turns, think, answer, pack)
+
+
+def _answered(
+    task: Task, turns: list[Turn], think: str, answer: str, pack: PromptPack
+) -> Trajectory:
     text = f"<think>{think}</think>\n<answer>{answer}</answer>"
     turns.append(Turn("answer", text, answer=answer))
     return Trajectory(task, tuple(turns), outcome="answered", answer=answer, prompt_pack=pack.name)
+
+
+def make_one_look(
+    world: World, question: Question, task: Task, *, pack: PromptPack, shown: Observation
+) -> Trajectory:
+    """The ground truth of a one-turn baseline on uniform frames: list the cards that the frames show, say the digits asked for, answer.
+
+    A digit that the frames do not show is to be guessed: training on what is right teaches the best guess.
+    """
+    turns = [
+        Turn("system", pack.system(task)),
+        Turn("question", pack.question(task), observations=(shown,)),
+    ]
+    seen = {s.card: s for s in sightings(world, shown, missing=True)}
+    think = [named(dataclasses.replace(world, cards=tuple(seen)))]
+    answer = task.target.answer
+    if question.shown is not None:
+        card = question.shown
+        sight = seen.get(card, Sighting(card, card.start, card.end))
+        think.append(f"{_timed(sight)}.")
+        answer = segment(sight.start, sight.end)
+    else:
+        if len(question.looks) == 2:
+            think += [digits(card) for card in question.looks]
+        think.append(stated(question, task))
+    return _answered(task, turns, " ".join(think), answer, pack)
+
+
+def digits(card: Card) -> str:
+    """The sentence that tells a card's digit."""
+    return f"the {card.color} card shows {card.digit}."

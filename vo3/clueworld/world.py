@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,6 +21,8 @@ CELL = 56  # one 28 px token of a fine clip
 # World seeds below are never trained on: they belong to tests, demos and evaluation.
 HELD_OUT = 100_000
 VISIBLE_SHARE = (0.02, 0.03)  # of the duration, per card
+CARD = 48  # pixels of a card's side
+GLYPH_AT = (6, 6)  # left and top of the digit on its card
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -45,6 +48,94 @@ _FONT = {
     "8": "01110 10001 10001 01110 10001 10001 01110",
     "9": "01110 10001 10001 01111 00001 00010 01100",
 }
+
+
+class WorldError(ValueError):
+    """A world that cannot be drawn; the message names the field and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """What worlds are drawn like.
+
+    Attributes:
+      shortest, longest: seconds; durations are log-uniform between them. The clock shows four digits.
+      colors: names out of `COLORS` that cards may have.
+      fewest, most: cards of a world.
+      visible: share of the duration in which a card shows, (least, most).
+      overview: frames of the overview that shall not miss a card: each shows for longer than a part in so many.
+      gap: share of the duration between cards, at least.
+      dot: pixels of a dot of the digits; a digit is 5 x 7 dots.
+      pitch: pixels between the places of cards, across and along; as many as fit stand in the right half.
+
+    Raises:
+      WorldError: it cannot be drawn.
+    """
+
+    shortest: int = MIN_DURATION
+    longest: int = MAX_DURATION
+    colors: tuple[str, ...] = tuple(COLORS)
+    fewest: int = 3
+    most: int = 5
+    visible: tuple[float, float] = VISIBLE_SHARE
+    overview: int = 64
+    gap: float = 0.04
+    dot: int = 2
+    pitch: int = CELL
+
+    def __post_init__(self) -> None:
+        for fault in self._faults():
+            raise WorldError(f"WorldConfig.{fault}")
+
+    def _faults(self) -> Iterator[str]:
+        if self.shortest < 1:
+            yield f"shortest is {self.shortest} s; a world lasts at least 1 s"
+        if not self.shortest <= self.longest <= 9999:
+            yield f"longest is {self.longest} s; it lies between shortest, {self.shortest} s, and what the clock shows, 9999 s"
+        unknown = [c for c in self.colors if c not in COLORS]
+        if unknown or len(set(self.colors)) < len(self.colors):
+            yield f"colors is {self.colors}; different ones out of {', '.join(COLORS)}"
+        if not 1 <= self.fewest <= self.most:
+            yield f"fewest is {self.fewest}; it lies between 1 and most, {self.most}"
+        if self.most > len(self.colors):
+            yield f"most is {self.most}; the cards of a world differ in colour and there are {len(self.colors)} colors"
+        if not 0 < self.visible[0] <= self.visible[1] < 1:
+            yield f"visible is {self.visible}; two shares above 0 and below 1, the smaller first"
+        if self.overview < 2:
+            yield f"overview is {self.overview}; an overview has at least 2 frames"
+        if not 0 <= self.gap < 1:
+            yield f"gap is {self.gap}; a share, at least 0 and below 1"
+        if self.dot < 1:
+            yield f"dot is {self.dot}; a dot is at least 1 pixel"
+        if not CELL <= self.pitch <= HEIGHT:
+            yield f"pitch is {self.pitch}; it lies between {CELL}, a card with its edge, and {HEIGHT}, the frame's height"
+        width, height = GLYPH_AT[0] + 5 * self.dot, GLYPH_AT[1] + 7 * self.dot
+        if max(width, height) > CARD:
+            yield f"dot is {self.dot}: digits reach to {width} x {height} pixels of cards of {CARD} x {CARD}; at most {(CARD - GLYPH_AT[1]) // 7}"
+        for seconds in (self.shortest, self.longest):
+            if not self.fits(seconds):
+                yield (
+                    f"most is {self.most}: so many cards, each shown for up to {self.visible[1]:.1%} and apart by {self.gap:.1%}, "
+                    f"do not fit into {seconds} s; lower most, visible or gap, or lengthen the video"
+                )
+
+    def lengths(self, shares: np.ndarray, duration: int) -> np.ndarray:
+        """Whole seconds for which cards show.
+
+        A card starts on a whole second, so that the clock's seconds are inside its interval wherever it is seen,
+        and lasts longer than the distance of two overview frames, so that the overview cannot miss it.
+        """
+        shown = np.ceil(shares * duration)
+        return np.maximum(shown, np.floor(duration / self.overview) + 1).astype(int)
+
+    def fits(self, duration: int) -> bool:
+        """Whether any draw of cards has room in so many seconds."""
+        lengths = self.lengths(np.full(self.most, self.visible[1]), duration)
+        return duration - int(lengths.sum()) - self.pause(duration) * (self.most + 1) > 0
+
+    def pause(self, duration: int) -> int:
+        """Seconds between cards, at least: one overview patch without a card in between."""
+        return max(1, int(self.gap * duration))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +171,8 @@ class World:
       cards: in order of appearance; colours differ, intervals do not touch.
       cuts: seconds at which the background changes, the first is 0.
       distractors: discs that are always there.
+      dot: pixels of a dot of the digits.
+      pitch: pixels between the places of cards.
     """
 
     seed: int
@@ -87,6 +180,8 @@ class World:
     cards: tuple[Card, ...]
     cuts: tuple[int, ...]
     distractors: tuple[Distractor, ...]
+    dot: int = dataclasses.field(default=2, repr=False)
+    pitch: int = dataclasses.field(default=CELL, repr=False)
 
     @property
     def frames(self) -> int:
@@ -102,36 +197,54 @@ class World:
         return next((c for c in self.cards if c.color == color), None)
 
 
-def make_world(seed: int, *, duration: int | None = None) -> World:
-    """The world of a seed. Durations are log-uniform from 2 to 60 minutes unless given (seconds)."""
+def make_world(
+    seed: int, *, duration: int | None = None, config: WorldConfig | None = None
+) -> World:
+    """The world of a seed.
+
+    Args:
+      seed: decides everything, with the config.
+      duration: seconds; None: log-uniform between the config's (2 to 60 minutes).
+      config: None: that of the embedded model.
+
+    Raises:
+      WorldError: the duration has no room for the cards.
+    """
+    config = config or WorldConfig()
     rng = np.random.default_rng([0xC10E, seed])
-    low, high = np.log(MIN_DURATION), np.log(MAX_DURATION)
+    low, high = np.log(config.shortest), np.log(config.longest)
     drawn = int(np.exp(rng.uniform(low, high)))
     duration = drawn if duration is None else int(duration)
-    if duration < MIN_DURATION:
-        raise ValueError(f"duration is {duration} s, a world lasts at least {MIN_DURATION} s")
+    if duration < config.shortest:
+        raise WorldError(
+            f"duration is {duration} s, a world lasts at least {config.shortest} s; see WorldConfig.shortest"
+        )
+    if not config.fits(duration):
+        raise WorldError(
+            f"duration is {duration} s, without room for WorldConfig.most = {config.most} cards"
+        )
     cuts = np.unique(np.r_[0, rng.integers(1, duration, rng.integers(3, 10))])
     return World(
         seed=seed,
         duration=duration,
-        cards=_make_cards(rng, duration),
+        cards=_make_cards(rng, duration, config),
         cuts=tuple(int(c) for c in cuts),
         distractors=tuple(_make_distractor(rng) for _ in range(rng.integers(2, 5))),
+        dot=config.dot,
+        pitch=config.pitch,
     )
 
 
-def _make_cards(rng: np.random.Generator, duration: int) -> tuple[Card, ...]:
-    count = int(rng.integers(3, 6))
-    shares = rng.uniform(*VISIBLE_SHARE, count)
-    # A card starts on a whole second, so that the clock's seconds are inside its interval wherever it is seen,
-    # and lasts longer than the distance of two overview frames, so that the overview cannot miss it.
-    lengths = np.maximum(np.ceil(shares * duration), np.floor(duration / 64) + 1).astype(int)
+def _make_cards(rng: np.random.Generator, duration: int, config: WorldConfig) -> tuple[Card, ...]:
+    count = int(rng.integers(config.fewest, config.most + 1))
+    shares = rng.uniform(*config.visible, count)
+    lengths = config.lengths(shares, duration)
     spare = duration - int(lengths.sum())
-    gap = max(1, int(0.04 * duration))  # at least one overview patch without a card in between
+    gap = config.pause(duration)
     cuts = np.sort(rng.integers(0, spare - gap * (count + 1), count))
     starts = cuts + gap * np.arange(1, count + 1) + np.r_[0, np.cumsum(lengths[:-1])]
-    colors = rng.permutation(list(COLORS))[:count]
-    cells = rng.integers(0, 3, (count, 2))
+    colors = rng.permutation(list(config.colors))[:count]
+    cells = rng.integers(0, HEIGHT // config.pitch, (count, 2))
     return tuple(
         Card(
             str(color), int(rng.integers(0, 10)), int(start), int(start + length), (int(x), int(y))
@@ -208,15 +321,17 @@ def _card_sprite(world: World, card: Card, scale: int) -> np.ndarray:
     `tests/vo3/clueworld` measures that it does not.
     """
     rng = np.random.default_rng([0xCA6D, world.seed, list(COLORS).index(card.color)])
-    sprite = np.full((48, 48, 3), COLORS[card.color], np.float32)
+    sprite = np.full((CARD, CARD, 3), COLORS[card.color], np.float32)
     for size, sigma in ((8, 38), (2, 10)):
-        blotches = rng.normal(0, sigma, (48 // size, 48 // size, 1)).astype(np.float32)
+        blotches = rng.normal(0, sigma, (CARD // size, CARD // size, 1)).astype(np.float32)
         sprite += np.kron(blotches, np.ones((size, size, 1), np.float32))
-    ink = np.kron(_dots(str(card.digit)), np.ones((2, 2), bool))
-    sprite[6:20, 6:16][ink] = 10.0 if sum(COLORS[card.color]) > 380 else 250.0
+    ink = np.kron(_dots(str(card.digit)), np.ones((world.dot, world.dot), bool))
+    x, y = GLYPH_AT
+    inked = sprite[y : y + ink.shape[0], x : x + ink.shape[1]]
+    inked[ink] = 10.0 if sum(COLORS[card.color]) > 380 else 250.0
     sprite = np.clip(sprite, 0, 255)
     if scale > 1:
-        n = 48 // scale
+        n = CARD // scale
         sprite = sprite.reshape(n, scale, n, scale, 3).mean((1, 3))
     return np.round(sprite).astype(np.uint8)
 
@@ -266,9 +381,9 @@ class Renderer:
             sprite = self._cards.get(card.color)
             if sprite is None:
                 sprite = self._cards[card.color] = _card_sprite(world, card, scale)
-            x = (WIDTH // 2 + card.cell[0] * CELL + 4) // scale
-            y = (card.cell[1] * CELL + 4) // scale
-            frame[y : y + 48 // scale, x : x + 48 // scale] = sprite
+            x = (WIDTH // 2 + card.cell[0] * world.pitch + 4) // scale
+            y = (card.cell[1] * world.pitch + 4) // scale
+            frame[y : y + CARD // scale, x : x + CARD // scale] = sprite
         return frame
 
     def frames(self, times: np.ndarray) -> np.ndarray:

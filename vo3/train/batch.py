@@ -103,6 +103,7 @@ def pack_rows(
     segments = np.full((batch, length), -1, np.int32)
     weight = np.zeros((batch, length), np.float32)
     index = np.full((batch, length), -1, np.int32)
+    kind, hide = np.zeros((2, batch, length), np.int32)
     per_video = {"overview": _tokens(overviews), "clip": _tokens(clips)}
     base = {"overview": 0, "clip": len(overviews) * per_video["overview"]}
     for b, row in enumerate(rows):
@@ -118,8 +119,11 @@ def pack_rows(
             segments[b, start:stop] = segment
             weight[b, start:stop] = example.weight
             index[b, start:stop] = _rows(example, per_video, base)
+            kind[b, start:stop] = example.encoded.visibility.kind
+            hide[b, start:stop] = example.encoded.visibility.hide
             start = stop
-    return Batch(ids, positions, Visibility.segments(segments), weight, index, overviews, clips)
+    seen = dataclasses.replace(Visibility.segments(segments), kind=kind, hide=hide)
+    return Batch(ids, positions, seen, weight, index, overviews, clips)
 
 
 def _tokens(frames: np.ndarray) -> int:

@@ -387,8 +387,6 @@ def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:
         yield f"data.format={c.data.format!r} says how files of rows are read, and data.source={c.data.source!r} has none; drop it"
     if c.data.source == "clueworld" and c.model != "clueworld":
         yield f"data.source='clueworld' is encoded for model='clueworld', not {c.model!r}"
-    if c.data.source == "clueworld" and c.tdam.policy == "released":
-        yield "tdam.policy='released' needs Qwen's token ids, which ClueWorld's tokenizer has not; use 'predictor' or 'turn'"
     tower = "vision.blocks.attn.qkv.kernel"
     if c.data.feature_cache and not any(re.search(p, tower) for p in c.frozen):
         yield "data.feature_cache keeps features of a frozen vision tower, but config.frozen leaves it free"

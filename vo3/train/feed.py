@@ -71,7 +71,7 @@ class ClueWorldFeed:
     rejected = None
 
     def __init__(self, config: ml_collections.ConfigDict):
-        fields = dict(config.data.clueworld)
+        fields = {"tdam": config.tdam.policy, **config.data.clueworld}
         try:
             self._data = DataConfig(**fields)
         except TypeError as error:

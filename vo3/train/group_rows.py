@@ -235,9 +235,7 @@ def _cut(rollout: Rollout, tokenizer: Any, config: Qwen2_5_VLConfig) -> _Cut:
     )
 
 
-def _part(
-    encoded: Encoded, where: slice, levels: list[np.ndarray], first: int, width: int
-) -> Part:
+def _part(encoded: Encoded, where: slice, levels: list[np.ndarray], first: int, width: int) -> Part:
     index = encoded.feature_index[where]
     base = int(index[index >= 0].min()) if (index >= 0).any() else 0
     return Part(

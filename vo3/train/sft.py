@@ -305,6 +305,7 @@ def from_short_form(short: ml_collections.ConfigDict) -> ml_collections.ConfigDi
             "log.every": short.log_every,
             "log.tensorboard": False,
             "log.samples_every": 0,
+            **{f"tdam.{key}": value for key, value in short.get("tdam", {}).items()},
         },
     )
     with config.unlocked():

@@ -1,6 +1,7 @@
 """The synthetic world: what holds for every seed, and that files show what was drawn."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -8,8 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vo3.clueworld.film import write_video
+from vo3.clueworld.scales import get_scale
 from vo3.clueworld.views import crop_policy, cut_overview, observe, render, sightings
-from vo3.clueworld.world import COLORS, HELD_OUT, MAX_DURATION, MIN_DURATION, Renderer, make_world
+from vo3.clueworld.world import (
+    COLORS,
+    HELD_OUT,
+    MAX_DURATION,
+    MIN_DURATION,
+    Renderer,
+    WorldConfig,
+    WorldError,
+    make_world,
+)
 from vo3.video import VideoCrop
 
 seeds = st.integers(0, 2**40)
@@ -96,6 +107,74 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
 
     monkeypatch.setattr(data, "make_world", spy)
     monkeypatch.setattr(pretrain, "make_world", spy)
-    data.make_stream(data.DataConfig(worlds=2, length=560)).batch(0)
+    data.make_stream(data.DataConfig(worlds=2, length=1100)).batch(0)
     pretrain.VisionStream(worlds=2).batch(0)
     assert len(drawn) == 4 and min(drawn) >= HELD_OUT
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shortest": 0}, r"WorldConfig\.shortest is 0 s"),
+        ({"longest": 60}, r"WorldConfig\.longest is 60 s"),
+        ({"longest": 10_000}, r"WorldConfig\.longest is 10000 s.*9999"),
+        ({"colors": ("red", "gold")}, r"WorldConfig\.colors.*red, orange"),
+        ({"colors": ("red", "red")}, r"WorldConfig\.colors"),
+        ({"fewest": 0}, r"WorldConfig\.fewest is 0"),
+        ({"most": 9}, r"WorldConfig\.most is 9; .* 8 colors"),
+        ({"visible": (0.03, 0.02)}, r"WorldConfig\.visible"),
+        ({"visible": (0.2, 0.3)}, r"WorldConfig\.most is 5: .*do not fit into 120 s"),
+        ({"gap": 0.2}, r"WorldConfig\.most is 5: .*apart by 20"),
+        ({"overview": 1}, r"WorldConfig\.overview is 1"),
+        ({"shortest": 4, "longest": 8}, r"WorldConfig\.most is 5: .*do not fit into 4 s"),
+        ({"pitch": 40}, r"WorldConfig\.pitch is 40"),
+        ({"dot": 0}, r"WorldConfig\.dot is 0"),
+        ({"dot": 7}, r"WorldConfig\.dot is 7: digits reach to 41 x 55 pixels of cards of 48 x 48"),
+    ],
+)
+def test_worlds_that_cannot_be_drawn_are_refused_by_field(fields, message):
+    with pytest.raises(WorldError, match=message):
+        WorldConfig(**fields)
+
+
+def test_a_duration_without_room_is_refused():
+    config = WorldConfig(shortest=40, longest=200, fewest=2, most=2, visible=(0.2, 0.3), gap=0.05)
+    assert make_world(0, duration=40, config=config).duration == 40
+    with pytest.raises(WorldError, match="duration is 39 s, a world lasts at least 40 s"):
+        make_world(0, duration=39, config=config)
+
+
+def test_worlds_of_a_seed_stay_what_they_were():
+    """The embedded model's training stream: a change of the config's defaults or of the order of draws shows here."""
+    worlds = [make_world(s) for s in range(300)]
+    assert hashlib.sha256(repr(worlds).encode()).hexdigest().startswith("7ec02a7294748a33")
+
+
+@given(seeds)
+def test_micro_worlds_keep_their_promises(seed):
+    scale = get_scale("micro")
+    world = make_world(seed, config=scale.world)
+    assert 60 <= world.duration <= 90 and len(world.cards) in (3, 4)
+    assert {c.color for c in world.cards} <= set(scale.world.colors)
+    overview = observe(world, 0, policy=scale.policy)
+    assert (overview.tokens, overview.grid) == (24, (12, 2, 4))
+    for s in sightings(world, overview):  # raises where the overview misses a card
+        clip = observe(world, 1, policy=scale.policy, window=(s.start, s.end), strategy="fine")
+        assert (clip.tokens, clip.height, clip.width) == (16, 56, 112)
+        assert any(s.card.start <= t < s.card.end for t in clip.times)
+
+
+def test_a_larger_dot_draws_larger_digits():
+    ink = []
+    for dot in (2, 4):
+        config = WorldConfig(dot=dot)
+        world = dataclasses.replace(make_world(5, config=config), distractors=())
+        card = dataclasses.replace(world.cards[0], digit=8)
+        frames = [
+            Renderer(dataclasses.replace(world, cards=(dataclasses.replace(card, digit=d),)))
+            .frame(card.start)
+            .astype(int)
+            for d in (1, 8)
+        ]
+        ink.append(int((frames[0] != frames[1]).any(-1).sum()))
+    assert ink[1] > 3 * ink[0]

@@ -1,0 +1,292 @@
+"""Runs a grid of small trainings over seeds and prints what each answers. `python -m benchmarks.ablate --config=configs/ablate.py --workdir=out/ablate`.
+
+Every cell of the grid trains a model of the micro-world from nothing by the trainer's own loop, then asks it questions on held-out worlds, real mp4 files, through the agent's
+own loop. Stages that cells share are trained once. What is done is kept in the workdir: a second run goes on where the first stopped, and prints the same table.
+
+The table has one row a cell: for every quadrant the share of right answers, with the 95 % interval over questions (Wilson, all seeds together) and, from two seeds on, the
+mean and its 95 % interval over seeds (Student's t). Time is the wall clock of the cell's stages, whoever trained them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags
+from etils import epath
+from flax import nnx
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from vo3.agent import VideoAgent
+from vo3.clueworld import tasks
+from vo3.clueworld.evaluate import Share, evaluate, is_right, questions
+from vo3.clueworld.pretrain import train_vision
+from vo3.clueworld.scales import AGENT, get_scale
+from vo3.clueworld.tokenizer import build_tokenizer
+from vo3.models.qwen2_5_vl import Qwen2_5_VL
+from vo3.train import config as config_lib
+from vo3.train.sft import latest_params, train
+from vo3.trajectory import Trajectory
+
+STAGES = ("read", "whole")  # after the vision tower
+DONE = "done.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A point of the grid.
+
+    Attributes:
+      changes: keys of the base cell with their values here, sorted.
+      config: the whole cell.
+    """
+
+    changes: tuple[tuple[str, Any], ...]
+    config: ml_collections.ConfigDict
+
+    @property
+    def name(self) -> str:
+        """The changes, for people."""
+        return ", ".join(f"{key.split('.')[-1]} {value}" for key, value in self.changes) or "base"
+
+
+def cells(config: ml_collections.ConfigDict) -> list[Cell]:
+    """The grid's cells: a union of products, each cell once.
+
+    Raises:
+      ConfigError: a key that the cell has not, or values that are no sequence.
+    """
+    found: dict[str, Cell] = {}
+    for product in config.grid:
+        for values in product.values():
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise config_lib.ConfigError(f"grid {dict(product)}: values are given as a tuple")
+        for values in itertools.product(*product.values()):
+            changes = dict(zip(product, values, strict=True))
+            cell = config_lib.override(config.cell, **changes)
+            found.setdefault(config_lib.to_text(cell), Cell(tuple(sorted(changes.items())), cell))
+    return list(found.values())
+
+
+def key_of(*parts: Any) -> str:
+    """A short fingerprint of settings."""
+    text = json.dumps([p.to_dict() if hasattr(p, "to_dict") else p for p in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Stages:
+    """Trains the stages of cells, each once, in folders named by what they depend on.
+
+    Args:
+      workdir: of the ablation.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self.workdir = workdir / "stages"
+
+    def run(self, cell: ml_collections.ConfigDict, seed: int) -> tuple[epath.Path, float]:
+        """(workdir of the last stage, seconds of all stages)."""
+        where = (cell.scale, cell.view, seed)
+        folder = self.workdir / f"vision-{key_of(where, cell.vision)}"
+        seconds = self._timed(folder, functools.partial(self._vision, folder, cell, seed))
+        before = folder
+        for stage in STAGES:
+            last = stage == STAGES[-1]
+            tdam = cell.tdam if last else None
+            folder = self.workdir / f"{stage}-{key_of(before.name, cell[stage], tdam)}"
+            seconds += self._timed(
+                folder, functools.partial(self._train, folder, before, cell, stage, seed, tdam)
+            )
+            before = folder
+        return folder, seconds
+
+    def _timed(self, folder: epath.Path, work: Any) -> float:
+        """Seconds that the work took, now or when it was done; a stage that was killed counts from its newest start."""
+        if not (folder / DONE).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            begin = time.monotonic()
+            work()
+            (folder / DONE).write_text(json.dumps({"seconds": time.monotonic() - begin}))
+        return json.loads((folder / DONE).read_text())["seconds"]
+
+    def _vision(self, folder: epath.Path, cell: ml_collections.ConfigDict, seed: int) -> None:
+        train_vision(
+            folder,
+            steps=cell.vision.steps,
+            seed=seed,
+            worlds=cell.vision.worlds,
+            scale=cell.scale,
+            view=cell.view,
+        )
+
+    def _train(
+        self,
+        folder: epath.Path,
+        before: epath.Path,
+        cell: ml_collections.ConfigDict,
+        stage: str,
+        seed: int,
+        tdam: ml_collections.ConfigDict | None,
+    ) -> None:
+        first = stage == STAGES[0]
+        short = ml_collections.ConfigDict(cell[stage].to_dict())
+        short.seed = seed
+        short.save_every = short.steps
+        short.init_vision = str(before / "vision.npz") if first else ""
+        short.init_from = "" if first else str(before)
+        short.data.update(
+            # Streams of stages and seeds share no world.
+            {"seed": 10 * seed + STAGES.index(stage), "scale": cell.scale, "view": cell.view}
+        )
+        if tdam is not None:
+            short.tdam = {"policy": tdam.policy, "mask_ratio": float(tdam.mask_ratio)}
+        train(short, folder, devices=jax.local_devices()[:1], model=get_scale(cell.scale).model())
+
+
+class Asker:
+    """Asks trained models; agents of one view share their compiled programs."""
+
+    def __init__(self, workdir: epath.Path, worlds: int, quadrants: Sequence[str]):
+        self.workdir, self.worlds, self.quadrants = workdir, worlds, tuple(quadrants)
+        self._agents: dict[tuple[str, str], VideoAgent] = {}
+
+    def ask(self, cell: ml_collections.ConfigDict, trained: epath.Path) -> list[Trajectory]:
+        """The model's trajectories on the held-out worlds."""
+        scale = get_scale(cell.scale)
+        agent = self._agent(scale, cell.view, trained)
+        return evaluate(
+            agent,
+            trained / f"questions-{'-'.join(self.quadrants)}",
+            self.worlds,
+            one_look=cell.view != AGENT,
+            config=scale.world,
+            ask=functools.partial(questions, options=0.0, quadrants=self.quadrants),
+            videos=self.workdir / f"videos-{scale.name}",
+        )
+
+    def _agent(self, scale: Any, view: str, trained: epath.Path) -> VideoAgent:
+        model = Qwen2_5_VL(scale.model(), rngs=nnx.Rngs(0))
+        nnx.update(model, latest_params(model, trained))
+        if (scale.name, view) not in self._agents:
+            self._agents[scale.name, view] = VideoAgent(
+                model,
+                tokenizer=build_tokenizer(),
+                prompt_pack="clueworld",
+                crop_policy=scale.view(view),
+                max_new_tokens=96,
+            )
+        agent = self._agents[scale.name, view]
+        agent.engine.update(model)
+        return agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a cell's models answer in a quadrant, one `Share` a seed."""
+
+    shares: tuple[Share, ...]
+
+    @property
+    def pooled(self) -> Share:
+        """All seeds' questions together."""
+        return Share(sum(s.right for s in self.shares), sum(s.total for s in self.shares))
+
+    @property
+    def over_seeds(self) -> tuple[float, float, float]:
+        """(mean, low, high): Student's t over seeds; (mean, 0, 1) for one."""
+        values = np.array([s.right / max(s.total, 1) for s in self.shares])
+        if len(values) < 2:
+            return float(values.mean()), 0.0, 1.0
+        from scipy.stats import t
+
+        half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+    def __str__(self) -> str:
+        if len(self.shares) < 2:
+            return str(self.pooled)
+        mean, low, high = self.over_seeds
+        return f"{self.pooled}; seeds {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def right(rows: Sequence[Trajectory], quadrant: str) -> Share:
+    """Right answers of a quadrant."""
+    some = [t for t in rows if t.task.target.data_source == quadrant]
+    return Share(sum(is_right(t, t.task.target.answer) for t in some), len(some))
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: epath.Path
+) -> Iterator[tuple[Cell, dict[str, Result], dict[str, float]]]:
+    """Every cell with its results by quadrant and its means over seeds ("minutes", "tokens", "calls"), as it ends."""
+    stages, asker = Stages(workdir), Asker(workdir, config.worlds, config.quadrants)
+    for cell in cells(config):
+        rows, seconds = [], []
+        for seed in config.seeds:
+            folder, took = stages.run(cell.config, seed)
+            rows.append(asker.ask(cell.config, folder))
+            seconds.append(took)
+        results = {q: Result(tuple(right(some, q) for some in rows)) for q in config.quadrants}
+        every = [t for some in rows for t in some]
+        single = [t for t in every if t.task.target.data_source == tasks.SINGLE_TOOL]
+        figures = {
+            "minutes": float(np.mean(seconds)) / 60,
+            "tokens": _mean([sum(o.tokens for o in t.observations) for t in single]),
+            "calls": _mean([len(t.calls) for t in single]),
+        }
+        yield cell, results, figures
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def show(config: ml_collections.ConfigDict, workdir: epath.Path, console: Console) -> None:
+    """Runs, prints and writes the table."""
+    table = Table(title=f"right answers; seeds {tuple(config.seeds)}, {config.worlds} worlds")
+    for name in ("cell", *config.quadrants, "tokens (single)", "calls (single)", "minutes"):
+        table.add_column(name)
+    written = []
+    for cell, results, figures in run(config, workdir):
+        numbers = (f"{figures['tokens']:.0f}", f"{figures['calls']:.2f}")
+        row = (*(str(results[q]) for q in config.quadrants), *numbers, f"{figures['minutes']:.1f}")
+        console.print(cell.name, *row, sep="  ")
+        table.add_row(cell.name, *row)
+        written.append(
+            {
+                "cell": dict(cell.changes),
+                **figures,
+                "right": {
+                    q: [(s.right, s.total) for s in result.shares] for q, result in results.items()
+                },
+            }
+        )
+        (workdir / "table.json").write_text(json.dumps(written, indent=1) + "\n")
+    console.print(table)
+
+
+def main(_: list[str]) -> None:
+    """Entry point."""
+    try:
+        config, workdir = flags.FLAGS.config, epath.Path(flags.FLAGS.workdir).absolute()
+        show(config, workdir, Console(width=200))
+    except config_lib.ConfigError as error:
+        raise SystemExit(f"benchmarks.ablate: {error}") from error
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The ablation.")
+    flags.DEFINE_string("workdir", None, "Stages, videos, trajectories and the table go here.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,132 @@
+"""One-turn baselines: what they are shown and taught; TDAM in the stream; their configs and commands."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vo3.chat import PromptPack, encode
+from vo3.chat.tdam import CLIP, OVERVIEW
+from vo3.chat.tokens import Role
+from vo3.clueworld import evaluate, pretrain, recipe, tasks
+from vo3.clueworld.data import DataConfig, make_stream, masked
+from vo3.clueworld.scales import RESOLUTIONS, VIEWS, get_scale
+from vo3.clueworld.tokenizer import build_tokenizer
+from vo3.clueworld.views import observe, sightings
+from vo3.clueworld.world import make_world
+from vo3.rewards import score
+from vo3.train import config as config_lib
+
+PACK, TOKENIZER = PromptPack.load("clueworld"), build_tokenizer()
+
+
+@given(
+    st.integers(0, 2**40),
+    st.sampled_from(list(tasks.KINDS)),
+    st.sampled_from(VIEWS[1:]),
+    st.booleans(),
+)
+def test_a_baseline_is_taught_the_truth_in_one_turn(seed, kind, view, options):
+    world, rng = make_world(seed), np.random.default_rng(seed)
+    shown = observe(world, 0, policy=get_scale("clueworld").view(view))
+    question = tasks.KINDS[kind](world, rng)
+    task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
+    made = tasks.make_one_look(world, question, task, pack=PACK, shown=shown)
+    assert not made.calls and [t.kind for t in made.turns] == ["system", "question", "answer"]
+    seen = [s.card.color for s in sightings(world, shown, missing=True)]
+    named = made.turns[-1].text.removeprefix("<think>cards ").split(".")[0].split()
+    assert named == seen
+    if tasks.source_of(question) == tasks.GROUNDING:
+        assert score(made, task.target).accuracy > 0.2
+    else:
+        assert made.answer == task.target.answer
+        for card in question.looks:
+            assert str(card.digit) in made.turns[-1].text
+    ids = encode(made.turns, TOKENIZER).ids
+    assert (ids != TOKENIZER.unk_token_id).all()
+
+
+@pytest.mark.parametrize("trajectories", [True, False])
+@pytest.mark.parametrize("view", ["middle", "fine"])
+def test_the_stream_of_a_baseline(view, trajectories):
+    config = DataConfig(
+        worlds=2, length=1280 if trajectories else 640, patches=32 if trajectories else 2, view=view,
+        transcripts=2, trajectories=trajectories,
+    )  # fmt: skip
+    batch = make_stream(config).batch(1)
+    assert batch.overviews.shape[2:4] == RESOLUTIONS[view]
+    assert not batch.clips.any()
+    text = TOKENIZER.decode(batch.ids[0])
+    assert "<grounding>" not in text and "shows" in text
+
+
+def trajectory(kind, seed=3):
+    world, rng = make_world(seed), np.random.default_rng(0)
+    question = tasks.KINDS[kind](world, rng)
+    task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=False)
+    policy = get_scale("clueworld").policy
+    return tasks.make_trajectory(world, question, task, pack=PACK, policy=policy).turns
+
+
+def test_released_masks_what_it_comes_to_with_one_token_answers():
+    turns = trajectory("sum")
+    plain = encode(turns, TOKENIZER)
+    seen = masked(plain, turns, TOKENIZER, "released").visibility
+    text = lambda where: TOKENIZER.decode(plain.ids[where])
+    assert text(seen.kind == OVERVIEW) == "<|video_pad|>" * 64
+    assert text(seen.kind == CLIP) == "<|video_pad|>" * 72
+    assert text(seen.hide == OVERVIEW).isdigit() and (seen.hide == OVERVIEW).sum() == 1
+    # The second call alone; the query that predicts its first token is not masked.
+    second = text(seen.hide == CLIP)
+    assert second.startswith('{"temporal_segment": [') and second.count("temporal") == 1
+    assert plain.roles[np.flatnonzero(seen.hide == CLIP)[0] - 1] == Role.TEXT
+
+
+def test_tdam_policies_reach_the_batch():
+    def hidden(policy, **more):
+        config = DataConfig(worlds=1, length=1100, transcripts=0, tdam=policy, **more)
+        return make_stream(config).batch(0).visibility
+
+    masks = {p: hidden(p) for p in ("off", "released", "predictor", "turn")}
+    count = {p: int((v.hide > 0).sum()) for p, v in masks.items()}
+    assert count["off"] == 0 and not masks["off"].kind.any()
+    assert 0 < count["released"] < count["predictor"] + 20 < count["turn"]
+    for visibility in masks.values():
+        np.testing.assert_array_equal(visibility.enter, masks["off"].enter)
+    assert not hidden("turn", view="middle").hide.any()  # one video: nothing to decouple
+
+
+def test_the_config_of_a_baseline_is_the_agents_but_for_view_and_length():
+    for stage in recipe.STAGES:
+        agent = config_lib.flatten(config_lib.load(f"configs/clueworld.py:{stage}"))
+        other = config_lib.flatten(config_lib.load(f"configs/clueworld.py:{stage}.middle"))
+        assert other.pop("data.view") == "middle"
+        assert {k for k in other if other[k] != agent[k]} <= {"data.length"}
+    with pytest.raises(ValueError, match="unknown view 'large'"):
+        config_lib.load("configs/clueworld.py:whole.large")
+    with pytest.raises(ValueError, match="unknown stage"):
+        config_lib.load("configs/clueworld.py:hole")
+
+
+def test_the_recipe_of_a_baseline(tmp_path):
+    agent, middle = recipe.commands(tmp_path), recipe.commands(tmp_path, "middle")
+    assert list(agent) == list(middle)
+    assert middle["vision"] == [*agent["vision"], "--view=middle"]
+    for stage in recipe.STAGES:
+        changed = [(a, b) for a, b in zip(agent[stage], middle[stage], strict=True) if a != b]
+        assert [b for _, b in changed] == [f"--config=configs/clueworld.py:{stage}.middle"]
+
+
+def test_vision_of_a_baseline_reads_its_own_frames():
+    batch = pretrain.VisionStream(worlds=2, view="middle").batch(0)
+    assert batch.coarse.shape[1:] == batch.fine.shape[1:] == (2, 56, 112, 3)
+    assert batch.fine_digit.shape == (2, 8, 2)
+    assert (batch.fine_color != pretrain.NONE).any()
+    # Left half: clock; the digit's token lies in the right one.
+    where = np.argwhere(batch.fine_digit != pretrain.BLANK)
+    assert (where[:, 1] % 4 >= 2).all()
+
+
+def test_a_checkpoint_of_another_view_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="was not trained for this view"):
+        evaluate.main(["--workdir", str(tmp_path), "--worlds", "1", "--baseline", "middle"])

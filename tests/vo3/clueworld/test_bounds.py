@@ -1,0 +1,168 @@
+"""The oracle bound by hand, and what is legible."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vo3.clueworld import bounds, tasks
+from vo3.clueworld.bounds import chance, looks
+from vo3.clueworld.evaluate import FIRST_SEED, Share, questions, questions_of
+from vo3.clueworld.legibility import Reader, cut_cells, glyph, readings
+from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS, SCALES, VIEWS, get_scale, uniform
+from vo3.clueworld.views import observe
+from vo3.clueworld.world import HEIGHT, WIDTH, Card, Renderer, WorldConfig, make_world
+
+SCALE = get_scale("clueworld")
+RED, BLUE = Card("red", 3, 0, 9, (0, 0)), Card("blue", 5, 20, 29, (1, 1))
+
+
+def task(question, options=None):
+    world = make_world(3)
+    made = tasks.make_task(
+        world, question, video="-", task_id="-", rng=np.random.default_rng(0), options=False
+    )
+    return dataclasses.replace(made, options=options)
+
+
+def test_the_best_guess_by_hand():
+    digit, total = tasks.digit_question(RED), tasks.added(RED, BLUE)
+    higher = tasks.compared(RED, BLUE)
+    assert chance(digit, task(digit), {"red"}) == 1
+    assert chance(digit, task(digit), set()) == pytest.approx(0.1)
+    letters = {"A": "3", "B": "1", "C": "0", "D": "9"}
+    assert chance(digit, task(digit, letters), set()) == pytest.approx(0.25)
+    # Of two digits that are at most 9 together, 10 of 55 pairs make 9.
+    assert chance(total, task(total), set()) == pytest.approx(10 / 55)
+    assert chance(total, task(total), {"red"}) == pytest.approx(1 / 7)
+    assert chance(total, task(total), {"red", "blue"}) == 1
+    # Red shows 3: of the nine others, six are higher.
+    assert chance(higher, task(higher), {"red"}) == pytest.approx(6 / 9)
+    assert chance(higher, task(higher), set()) == pytest.approx(0.5)
+
+
+def test_frames_that_show_everything_bound_nothing_and_two_frames_all():
+    worlds = range(FIRST_SEED, FIRST_SEED + 6)
+    every = looks(SCALE, *RESOLUTIONS["coarse"], worlds)
+    assert every and all(look.seen == look.cards and look.chance == 1 for look in every)
+    assert len(every) == 6 * 2 * 3
+    # A token of a whole frame's size, at 56 tokens a pair: three frames at most.
+    few = looks(SCALE, 224, 392, worlds)
+    assert np.mean([look.seen for look in few]) < 0.5
+    asked = [q for s in worlds for q in questions(make_world(s), "-")]
+    assert sum(t.target.data_source == tasks.SINGLE_TOOL for t in asked) == 18
+    share = bounds.table(SCALE, 6, legible="coarse")[tasks.SINGLE_TOOL]
+    assert share.contained == Share(18, 18) and share.right == 1 and share.blind < 0.3
+    single = [look for look in every if look.cards == 1]
+    assert share.with_reader(single, Share(7, 10)) == pytest.approx(0.7)
+
+
+def test_questions_are_those_of_the_evaluation():
+    world = make_world(FIRST_SEED)
+    pairs = list(questions_of(world, "w.mp4", options=0.5, quadrants=tuple(tasks.QUADRANTS)))
+    assert [t for _, t in pairs] == list(questions(world, "w.mp4"))
+    assert all(question.text == t.question for question, t in pairs)
+
+
+def test_what_is_seen_is_what_a_frame_shows():
+    world = make_world(FIRST_SEED + 1)
+    policy = uniform(SCALE.policy, *RESOLUTIONS["middle"], tokens=SCALE.tokens(1))
+    times = observe(world, 0, policy=policy).times
+    shown = {c.color for c in (world.card_at(t) for t in times) if c}
+    for look, (question, _) in zip(
+        looks(SCALE, *RESOLUTIONS["middle"], [world.seed]),
+        questions_of(world, "-", options=0.5, quadrants=(tasks.SINGLE_TOOL, tasks.MULTI_TOOL)),
+        strict=True,
+    ):
+        if len(question.looks) == 1:
+            assert look.seen == len({c.color for c in question.looks} & shown)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_baselines_see_no_fewer_tokens_than_an_agent(name):
+    scale = get_scale(name)
+    world = make_world(FIRST_SEED, config=scale.world)
+    for view in VIEWS[1:]:
+        shown = observe(world, 0, policy=scale.view(view))
+        size = RESOLUTIONS["coarse"] if view == COARSE_ONLY else RESOLUTIONS[view]
+        assert (shown.height, shown.width) == size
+        least = scale.tokens(1 if view == COARSE_ONLY else 2)
+        pair = size[0] * size[1] // 28**2
+        assert least <= shown.tokens < least + pair
+    with pytest.raises(ValueError, match="unknown view 'large'"):
+        scale.view("large")
+    with pytest.raises(ValueError, match="unknown scale"):
+        get_scale("macro")
+
+
+def test_where_digits_lie_on_patches():
+    """Placement favours the fine grid: middle frames cut the digits of 5 cells of 9, the others none. The table of `bounds` says so."""
+    config = WorldConfig()
+    cut = {n: cut_cells(*size, config, side=14) for n, size in RESOLUTIONS.items()}
+    assert cut["fine"] == {"columns": 0, "rows": 0, "any": 0} == cut["coarse"]
+    assert cut["middle"]["columns"] == cut["middle"]["rows"] == pytest.approx(1 / 3)
+    assert cut["middle"]["any"] == pytest.approx(5 / 9)
+    # By hand: the digit of the last column stands in [290, 300); middle patches are 42 native pixels wide, and 7 x 42 is 294.
+    assert (glyph((2, 0), config).left, glyph((2, 0), config).right) == (290, 300)
+    # The micro-world's places suit the middle frames that its agent and its baseline both look at.
+    micro = get_scale("micro").world
+    assert cut_cells(*RESOLUTIONS["middle"], micro, side=14)["any"] == 0
+    assert cut_cells(*RESOLUTIONS["fine"], micro, side=14)["any"] == 0
+
+
+def test_the_box_of_a_digit_is_where_it_is_drawn():
+    world = dataclasses.replace(make_world(5), distractors=())
+    card = world.cards[0]
+    frames = []
+    for digit in (1, 8):
+        cards = (dataclasses.replace(card, digit=digit),)
+        frames.append(
+            Renderer(dataclasses.replace(world, cards=cards)).frame(card.start).astype(int)
+        )
+    rows, columns = np.nonzero((frames[0] != frames[1]).any(-1))
+    box = glyph(card.cell, world)
+    assert box.left <= columns.min() and columns.max() < box.right
+    assert box.top <= rows.min() and rows.max() < box.bottom
+    assert frames[0].shape == (HEIGHT, WIDTH, 3)
+
+
+def test_the_reader_reads_fine_digits_and_not_those_of_specks():
+    config = WorldConfig()
+    first = bounds.READ_SEED
+    fine = readings(Reader(84, 168, config, frames=60), worlds=4, first_seed=first)
+    tiny = readings(Reader(28, 28, config, frames=60), worlds=12, first_seed=first)
+    assert (fine[:, 2] == fine[:, 3]).mean() > 0.9
+    assert (tiny[:, 2] == tiny[:, 3]).mean() < 0.7
+
+
+def test_the_coarsest_legible_resolution():
+    read = {"coarse": Share(94, 100), "middle": Share(95, 100), "fine": Share(100, 100)}
+    assert bounds.coarsest(read) == "middle"
+    with pytest.raises(ValueError, match="enlarge"):
+        bounds.coarsest(dict.fromkeys(RESOLUTIONS, Share(1, 100)))
+
+
+def test_the_command_end_to_end(tmp_path, capsys):
+    out = tmp_path / "b.json"
+    arguments = ["--worlds", "3", "--read", "3", "--frames", "60", "--json", str(out)]
+    bounds.main(arguments)
+    printed = capsys.readouterr().out
+    assert "coarsest legible" in printed and "clue_multi_w_tool: sum" in printed
+    written = json.loads(out.read_text())
+    assert written["legible"] in RESOLUTIONS and "clue_single_w_tool" in written["bounds"]
+    with pytest.raises(SystemExit, match="at least 1"):
+        bounds.main(["--worlds", "0"])
+
+
+@given(st.integers(1, 2**40))
+def test_nobody_guesses_worse_for_seeing_more(seed):
+    world = make_world(seed)
+    rng = np.random.default_rng(seed)
+    for kind in ("digit", "sum", "higher"):
+        question = tasks.KINDS[kind](world, rng)
+        colors = [c.color for c in question.looks]
+        all_seen = chance(question, task(question), set(colors))
+        assert all_seen == 1 >= chance(question, task(question), set())

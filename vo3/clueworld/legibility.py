@@ -1,0 +1,164 @@
+"""How legible a digit is at a resolution, measured without a model, and how it lies on the patches of that resolution.
+
+The reader knows where the card is and what colour it has, and compares the pixels around the digit with what each digit looks like at this place and size on average:
+the nearest template, with distances weighted by the covariance of what else there is (blotches, grain). A trained model can at best learn the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from vo3.clueworld.views import noisy
+from vo3.clueworld.world import (
+    CARD,
+    CELL,
+    COLORS,
+    GLYPH_AT,
+    HEIGHT,
+    WIDTH,
+    Card,
+    Renderer,
+    World,
+    WorldConfig,
+    _card_sprite,
+    make_world,
+)  # fmt: skip
+from vo3.video.resize import resize
+
+MARGIN = 2  # pixels of the native frame around a digit that the reader sees too
+NOISE = 5.0  # grey levels, as in training
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Pixels [left, right) x [top, bottom)."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def cells(config: WorldConfig) -> list[tuple[int, int]]:
+    """The places of cards, (column, row)."""
+    side = range(HEIGHT // config.pitch)
+    return [(x, y) for x in side for y in side]
+
+
+def corner(cell: tuple[int, int], drawn: World | WorldConfig) -> tuple[int, int]:
+    """Left and top of a card in the native frame."""
+    edge = (CELL - CARD) // 2
+    return WIDTH // 2 + cell[0] * drawn.pitch + edge, cell[1] * drawn.pitch + edge
+
+
+def glyph(cell: tuple[int, int], drawn: World | WorldConfig) -> Box:
+    """Where the digit of a card stands in the native frame."""
+    left, top = (at + off for at, off in zip(corner(cell, drawn), GLYPH_AT, strict=True))
+    return Box(left, top, left + 5 * drawn.dot, top + 7 * drawn.dot)
+
+
+def cut_cells(height: int, width: int, config: WorldConfig, *, side: int) -> dict[str, float]:
+    """Share of the places whose digit is cut by a border between squares of `side` pixels, in frames of this size.
+
+    Returns:
+      "columns": cut by a vertical border; "rows": by a horizontal one; "any": by either.
+    """
+    x, y = width / WIDTH, height / HEIGHT
+    cut = lambda low, high: np.floor(low / side) != np.floor((high - 1e-6) / side)
+    boxes = [glyph(cell, config) for cell in cells(config)]
+    columns = np.array([cut(b.left * x, b.right * x) for b in boxes])
+    rows = np.array([cut(b.top * y, b.bottom * y) for b in boxes])
+    return {
+        "columns": float(columns.mean()),
+        "rows": float(rows.mean()),
+        "any": float((columns | rows).mean()),
+    }
+
+
+class Reader:
+    """Reads digits in frames of one size.
+
+    Args:
+      height, width: of the frames.
+      config: of the worlds.
+      frames: frames with a card in every place that the templates are made from.
+      seed: of these.
+    """
+
+    def __init__(
+        self, height: int, width: int, config: WorldConfig, *, frames: int = 400, seed: int = 0
+    ):
+        self.size, self.config = (height, width), config
+        rng = np.random.default_rng([0x1E6, seed])
+        samples: dict[tuple[int, int], list] = {cell: [] for cell in cells(config)}
+        for _ in range(frames):
+            frame, cards = self._sheet(rng)
+            shown = resize(noisy(frame[None], rng, NOISE)[0], height, width)
+            for card in cards:
+                samples[card.cell].append((self._features(shown, card), card.digit))
+        self._readers = {cell: _Nearest(*zip(*some, strict=True)) for cell, some in samples.items()}
+
+    def read(self, frame: UInt8[np.ndarray, "h w 3"], card: Card) -> int:
+        """The digit that the frame shows on `card`, whose own digit is not looked at."""
+        return self._readers[card.cell](self._features(frame, card))
+
+    def _sheet(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Card]]:
+        """A frame with a card in every cell."""
+        frame = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
+        cards = []
+        for x, y in cells(self.config):
+            card = Card(str(rng.choice(self.config.colors)), int(rng.integers(10)), 0, 1, (x, y))
+            world = World(int(rng.integers(2**31)), 1, (card,), (0,), (), self.config.dot)
+            left, top = corner((x, y), self.config)
+            frame[top : top + CARD, left : left + CARD] = _card_sprite(world, card, 1)
+            cards.append(card)
+        return frame, cards
+
+    def _features(self, frame: np.ndarray, card: Card) -> Float[np.ndarray, "N"]:
+        """Contrast to the card's colour around its digit, positive towards the ink."""
+        box, (h, w) = glyph(card.cell, self.config), self.size
+        x0, x1 = (box.left - MARGIN) * w / WIDTH, (box.right + MARGIN) * w / WIDTH
+        y0, y1 = (box.top - MARGIN) * h / HEIGHT, (box.bottom + MARGIN) * h / HEIGHT
+        part = frame[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))].astype(np.float64)
+        base = np.asarray(COLORS[card.color], float)
+        ink = 10.0 if base.sum() > 380 else 250.0
+        return ((part.mean(-1) - base.mean()) / (ink - base.mean())).ravel()
+
+
+class _Nearest:
+    """The class whose mean is nearest under the covariance within classes."""
+
+    def __init__(self, features: tuple[np.ndarray, ...], labels: tuple[int, ...]):
+        x, y = np.stack(features), np.asarray(labels)
+        self.means = np.stack([x[y == digit].mean(0) for digit in range(10)])
+        rest = x - self.means[y]
+        covariance = rest.T @ rest / len(x)
+        ridge = 1e-3 * np.trace(covariance) / len(covariance)
+        self.weight = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
+
+    def __call__(self, features: np.ndarray) -> int:
+        away = features - self.means
+        return int(np.argmin(np.einsum("dn,nm,dm->d", away, self.weight, away)))
+
+
+def readings(
+    reader: Reader, *, worlds: int, first_seed: int, seed: int = 0
+) -> Int[np.ndarray, "cards 4"]:
+    """Digits of the cards of some worlds, one a card, as drawn and as read.
+
+    Returns:
+      Columns: column and row of the cell, digit, digit read.
+    """
+    rng = np.random.default_rng([0x4EAD, seed])
+    rows = []
+    for number in range(first_seed, first_seed + worlds):
+        world = make_world(number, config=reader.config)
+        renderer = Renderer(world)
+        for card in world.cards:
+            frame = renderer.frame(float(rng.uniform(card.start, card.end)))
+            shown = resize(noisy(frame[None], rng, NOISE)[0], *reader.size)
+            rows.append((*card.cell, card.digit, reader.read(shown, card)))
+    return np.asarray(rows)
