@@ -86,7 +86,7 @@ class RowPrompts:
 
         data = config.data
         self._sources = dict(config.rl.reward.data_sources)
-        self._rows = RowFiles([part for part in data.rows.split(",") if part])
+        self._rows = RowFiles([part for part in data.rows.split(",") if part], format=data.format)
         self._task: Callable[[int], Task] = lambda i: rl_task(
             self._rows[i],
             self._rows.describe(i),
