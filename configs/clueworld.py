@@ -7,6 +7,7 @@ python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/cluewo
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
 python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
+python -m vo3.train.sft --config=configs/clueworld.py:last --workdir=out/clueworld/last
 
 `STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
 
@@ -56,15 +57,21 @@ _STAGES = {
         "finish",
         {"seed": 6, "length": 760, "lookups": 3, "ordered": 0.6, "asked": _TWO},
     ),
+    "last": (
+        450,
+        "cosine",
+        "polish",
+        {"seed": 7, "length": 760, "lookups": 3, "ordered": 0.6, "asked": _TWO},
+    ),
 }
 
 # Longer rows where a baseline's frames and words need them.
-_LENGTHS = {"read": 640, "order": 896, "whole": 1280, "finish": 1280, "polish": 960}
+_LENGTHS = {"read": 640, "order": 896, "whole": 1280, "finish": 1280, "polish": 960, "last": 960}
 _VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
 
 
 def get_config(stage: str = "text") -> ml_collections.ConfigDict:
-    """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole`, `finish` and `polish`: trajectories with all 32. Each from the one before."""
+    """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole`, `finish`, `polish` and `last`: trajectories with all 32. Each from the one before."""
     stage, _, view = stage.partition(".")
     view = view or "agent"
     if stage not in _STAGES:
@@ -77,8 +84,8 @@ def get_config(stage: str = "text") -> ml_collections.ConfigDict:
     config.steps = steps
     config.optimizer = "muon"
     config.schedule = schedule
-    config.rate = 0.012 if stage == "polish" else 0.02  # of the matrices, under Muon
-    config.adam_rate = 2e-3 if stage == "polish" else 3e-3  # of everything else
+    config.rate = 0.012 if stage in ("polish", "last") else 0.02  # of the matrices, under Muon
+    config.adam_rate = 2e-3 if stage in ("polish", "last") else 3e-3  # of everything else
     config.weight_decay = 0.0
     config.clip = 1.0
     config.warmup = 50
