@@ -19,6 +19,8 @@ def answered(task, answer, *calls):
     shown = Observation(0, 0.0, 900.0, 1.0, (0.0, 1.0), (0, 4), 28, 56, (1, 2, 4), 2)
     turns = [Turn("question", "<video>", observations=(shown,))]
     turns += [Turn("call", "-", call=call) for call in calls]
+    if answer is not None:
+        turns.append(Turn("answer", f"<think>-</think>\n<answer>{answer}</answer>", answer=answer))
     return Trajectory(task, tuple(turns), outcome="answered", answer=answer)
 
 
@@ -84,7 +86,9 @@ def test_one_look_sees_as_many_tokens_as_an_agent_with_a_clip():
 
 def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        evaluate, "make_world", lambda seed: make_world(seed, duration=120 + seed % 7)
+        evaluate,
+        "make_world",
+        lambda seed, config=None: make_world(seed, duration=120 + seed % 7, config=config),
     )
     arguments = ["--workdir", str(tmp_path), "--worlds", "1"]
     evaluate.main(arguments)
