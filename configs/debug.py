@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "clueworld"
     config.data.prompt_pack = "clueworld"
     config.data.workers = 0
-    config.data.clueworld.update({"worlds": 2, "patches": 6, "length": 448, "dense": True})
+    config.data.clueworld.update({"worlds": 2, "patches": 6, "length": 896, "dense": True})
     config.optim.rate = 1e-3
     config.optim.warmup = 1.0
     config.checkpoint.every = 2

@@ -30,7 +30,7 @@ def short_form(**changes):
     config = clueworld.get_config("finish")
     config.update({"init_from": "", "workers": 0, "steps": 4, "warmup": 1, "log_every": 1})
     config.save_every = 2
-    config.data.update({"worlds": 2, "patches": 6, "length": 576})
+    config.data.update({"worlds": 2, "patches": 6, "length": 960})
     config.update(changes)
     return config
 
