@@ -2,10 +2,10 @@
 
     python -m vo3.clueworld.recipe --workdir=out/clueworld
 
-First the vision tower alone, then text alone, then transcripts, then trajectories, at last on more worlds with fewer questions each; then the result is written as safetensors with its config,
+First the vision tower alone, then text alone, then transcripts, then trajectories; then the result is written as safetensors with its config,
 tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
 
-`--view=middle` (coarse, fine, coarse-only) trains a one-turn baseline by the same stages and steps: uniform frames at the visual tokens of an agent with two clips.
+`--seed=1` draws other parameters and other data. `--view=middle` (coarse, fine, coarse-only) trains a one-turn baseline by the same stages and steps: uniform frames at the visual tokens of an agent with two clips.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from vo3.clueworld.config import model_config
 from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 
-STAGES = ("text", "read", "order", "whole", "finish", "polish", "last")
+STAGES = ("text", "read", "order", "whole", "finish")
 
 
-def commands(workdir: epath.Path, view: str = AGENT) -> dict[str, list[str]]:
+def commands(workdir: epath.Path, view: str = AGENT, seed: int = 0) -> dict[str, list[str]]:
     """The command of each stage, in order."""
     vision = workdir / "vision"
-    made = {"vision": [sys.executable, "-m", "vo3.clueworld.pretrain", f"--workdir={vision}"]}
-    suffix = ""
-    if view != AGENT:
-        made["vision"].append(f"--view={view}")
-        suffix = f".{view}"
+    made = {
+        "vision": [
+            *(sys.executable, "-m", "vo3.clueworld.pretrain"),
+            *(f"--workdir={vision}", f"--view={view}", f"--seed={seed}"),
+        ]
+    }
     start = f"--config.init_vision={vision / 'vision.npz'}"
     for stage in STAGES:
         made[stage] = [
             *(sys.executable, "-m", "vo3.train.sft"),
-            f"--config=configs/clueworld.py:{stage}{suffix}",
+            f"--config=configs/clueworld.py:{stage}.{view}.{seed}",
             f"--workdir={workdir / stage}",
             start,
         ]
@@ -76,10 +77,11 @@ def main(argv: list[str] | None = None) -> None:
         "--export-only", action="store_true", help="write the checkpoint of a finished run"
     )
     parser.add_argument("--view", choices=VIEWS, default=AGENT, help="a one-turn baseline")
+    parser.add_argument("--seed", type=int, default=0, help="of parameters and data")
     args = parser.parse_args(argv)
     workdir = epath.Path(args.workdir).absolute()
     if not args.export_only:
-        for stage, command in commands(workdir, args.view).items():
+        for stage, command in commands(workdir, args.view, args.seed).items():
             if stage == "vision" and (workdir / "vision" / "vision.npz").exists():
                 continue
             subprocess.run(command, check=True)

@@ -111,10 +111,27 @@ def test_the_config_of_a_baseline_is_the_agents_but_for_view_and_length():
 def test_the_recipe_of_a_baseline(tmp_path):
     agent, middle = recipe.commands(tmp_path), recipe.commands(tmp_path, "middle")
     assert list(agent) == list(middle)
-    assert middle["vision"] == [*agent["vision"], "--view=middle"]
+    assert changed(agent["vision"], middle["vision"]) == ["--view=middle"]
     for stage in recipe.STAGES:
-        changed = [(a, b) for a, b in zip(agent[stage], middle[stage], strict=True) if a != b]
-        assert [b for _, b in changed] == [f"--config=configs/clueworld.py:{stage}.middle"]
+        there = [f"--config=configs/clueworld.py:{stage}.middle.0"]
+        assert changed(agent[stage], middle[stage]) == there
+
+
+def test_seeds_share_neither_parameters_nor_worlds(tmp_path):
+    first, second = recipe.commands(tmp_path), recipe.commands(tmp_path, seed=1)
+    assert changed(first["vision"], second["vision"]) == ["--seed=1"]
+    seeds = set()
+    for command in (first, second):
+        for stage in recipe.STAGES:
+            name = next(a for a in command[stage] if a.startswith("--config=")).partition(":")[2]
+            config = config_lib.load(f"configs/clueworld.py:{name}")
+            seeds.add(config.data.seed)
+            assert config.seed == int(name[-1])
+    assert len(seeds) == 2 * len(recipe.STAGES)
+
+
+def changed(one: list[str], other: list[str]) -> list[str]:
+    return [b for a, b in zip(one, other, strict=True) if a != b]
 
 
 def test_vision_of_a_baseline_reads_its_own_frames():
