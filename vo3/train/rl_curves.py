@@ -1,0 +1,167 @@
+"""Curves of RL runs, drawn from their logs alone.
+
+    python -m vo3.train.rl_curves --out=docs/clueworld-rl.svg out/clueworld-rl/log.jsonl [MORE/log.jsonl ...]
+
+Four panels: reward, right answers, calls per question, overlap of calls and clues. A thin line is a run, step by step; the thick one is the mean over the runs of each one's running mean
+over `WINDOW` steps, as far as all runs go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from vo3.viewer.markup import Markup, tag
+
+WINDOW = 5  # steps of the running mean
+WIDTH, HEIGHT = 430, 220  # of a panel
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 30, 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """What a panel shows.
+
+    Attributes:
+      title: above it.
+      lines: (figure of the log, its name in the legend, colour).
+      least: the axis reaches at least so far.
+    """
+
+    title: str
+    lines: tuple[tuple[str, str, str], ...]
+    least: float = 1.0
+
+
+PANELS = (
+    Panel("reward", (("reward", "reward", "#3b7dd8"),), 2.0),
+    Panel(
+        "right answers",
+        (
+            ("accuracy", "all", "#3b7dd8"),
+            ("accuracy/clue_single_w_tool", "single clue, tool", "#2f9e63"),
+            ("accuracy/clue_multi_w_tool", "multi clue, tool", "#c2374a"),
+        ),
+    ),
+    Panel(
+        "calls per question",
+        (
+            ("calls", "all", "#3b7dd8"),
+            ("calls/clue_single_w_tool", "single clue, tool", "#2f9e63"),
+            ("calls/clue_multi_w_tool", "multi clue, tool", "#c2374a"),
+        ),
+    ),
+    Panel("overlap of a rollout's calls with the clues", (("iou", "IoU", "#3b7dd8"),)),
+)
+
+Series = dict[int, float]  # step -> figure
+
+
+def read(log: str, name: str = "the log") -> list[dict]:
+    """The rows of a run's `log.jsonl`.
+
+    Raises:
+      ValueError: a line that is no row of an RL run, or no line at all.
+    """
+    rows = []
+    for number, line in enumerate(log.splitlines(), 1):
+        row = json.loads(line)
+        if "step" not in row or "reward" not in row:
+            raise ValueError(
+                f"line {number} of {name} has no step or reward; give the log.jsonl of a run of vo3.train.grpo"
+            )
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{name} is empty; the run has not finished a step")
+    return rows
+
+
+def series(rows: Sequence[dict], figure: str) -> Series:
+    """A figure by step, where the log has it."""
+    return {row["step"]: float(row[figure]) for row in rows if figure in row}
+
+
+def smooth(values: Series) -> Series:
+    """Means over the last `WINDOW` steps that are there."""
+    steps = sorted(values)
+    return {
+        step: float(np.mean([values[s] for s in steps[max(0, i + 1 - WINDOW) : i + 1]]))
+        for i, step in enumerate(steps)
+    }
+
+
+def mean(runs: Sequence[Series]) -> Series:
+    """Mean over runs at the steps that all of them have."""
+    shared = set.intersection(*(set(run) for run in runs)) if runs else set()
+    return {step: float(np.mean([run[step] for run in runs])) for step in sorted(shared)}
+
+
+def curves(logs: Sequence[Sequence[dict]]) -> Markup:
+    """The panels of these runs, as SVG."""
+    end = max(row["step"] for rows in logs for row in rows)
+    parts = []
+    for number, panel in enumerate(PANELS):
+        right, down = WIDTH * (number % 2), HEIGHT * (number // 2)
+        parts.append(tag("g", _panel(panel, logs, end), transform=f"translate({right} {down})"))
+    height = HEIGHT * -(-len(PANELS) // 2)
+    return tag(
+        "svg", parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {2 * WIDTH} {height}", role="img",
+        aria_label="reward, right answers, calls and overlap over the steps of RL",
+    )  # fmt: skip
+
+
+def _panel(panel: Panel, logs: Sequence[Sequence[dict]], end: int) -> list[Markup]:
+    runs = {figure: [series(rows, figure) for rows in logs] for figure, _, _ in panel.lines}
+    most = max([panel.least, *(v for some in runs.values() for run in some for v in run.values())])
+    x = lambda step: LEFT + (WIDTH - LEFT - RIGHT) * step / max(end, 1)
+    y = lambda value: TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / most)
+    text = lambda words, at, height, **more: tag(
+        "text", words, x=f"{at:.1f}", y=f"{height:.1f}", fill="#888", font_size="11",
+        font_family="sans-serif", **more,
+    )  # fmt: skip
+    line = lambda d, color, width, **more: tag(
+        "path", d=d, stroke=color, stroke_width=width, fill="none", **more
+    )
+    parts = [text(panel.title, LEFT, 14, font_weight="bold")]
+    for share in (0.0, 0.5, 1.0):
+        value = share * most
+        parts.append(line(f"M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}", "#8884", "1"))
+        parts.append(text(f"{value:.2g}", LEFT - 6, y(value) + 4, text_anchor="end"))
+    at = LEFT
+    for figure, name, color in panel.lines:
+        present = [run for run in runs[figure] if run]
+        path = lambda run: "M" + "L".join(f"{x(s):.1f} {y(run[s]):.1f}" for s in sorted(run))
+        parts += [line(path(run), color, "0.8", opacity="0.35") for run in present]
+        if middle := mean([smooth(run) for run in present]):
+            parts.append(line(path(middle), color, "2"))
+        if len(panel.lines) > 1:
+            parts.append(line(f"M{at} {HEIGHT - 10}h14", color, "2.5"))
+            parts.append(text(name, at + 18, HEIGHT - 6))
+            at += 30 + 6 * len(name)
+    parts.append(text(f"{end} steps", WIDTH - RIGHT, HEIGHT - 6, text_anchor="end"))
+    return parts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draws."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, help="the SVG file")
+    parser.add_argument("logs", nargs="+", help="log.jsonl of runs that differ in the seed")
+    args = parser.parse_args(argv)
+    try:
+        logs = [read(epath.Path(log).read_text(), log) for log in args.logs]
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"rl_curves: {error}") from error
+    out = epath.Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(f"{curves(logs)}\n")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
