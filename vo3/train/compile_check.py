@@ -2,7 +2,7 @@
 
     python -m vo3.train.compile_check --config=configs/sft_stage1.py --topology=v5p:2x2x4 [--num_slices=2] [--config.mesh.tensor=2 ...]
 
-libtpu compiles ahead of time on any x86 Linux machine. Nothing runs, so nothing here is a measurement: memory is what the
+An RL config goes to `vo3.train.rl_compile_check`: update, rollout prefill and decode. libtpu compiles ahead of time on any x86 Linux machine. Nothing runs, so nothing here is a measurement: memory is what the
 compiler assigned, FLOPs and bytes are counted, the time is predicted from named peaks. Exit code 1 when the step does not fit.
 """
 
@@ -439,8 +439,18 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
-    """Entry point of `python -m vo3.train.compile_check`."""
+    """Entry point of `python -m vo3.train.compile_check`; an RL configuration goes to `vo3.train.rl_compile_check`."""
     given = flags.FLAGS
+    if "rl" in given.config:
+        from vo3.train import rl_compile_check
+
+        if given.length or given.patches or given.dump:
+            print(
+                "compile_check: --length, --patches and --dump are of fine-tuning; rows of RL have the sizes of rl.shapes",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        return rl_compile_check.main([])
     try:
         report = check(
             given.config,

@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+import types
 
 import pytest
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
+from vo3.train import compile_check as base
 from vo3.train import config as c
 from vo3.train import rl_compile_check as check
 from vo3.train.chips import GIB, topology
@@ -36,6 +38,20 @@ def test_a_contradiction_ends_before_anything_compiles():
         check.check(
             c.override(c.load("configs/rl.py"), **{"rl.options": ("gspo", "tis")}), "v5p-32"
         )
+
+
+def test_compile_check_hands_an_rl_config_over(monkeypatch, capsys):
+    given = {"config": c.load("configs/rl.py"), "topology": "v5p-32", "num_slices": 1, "length": 0, "patches": 0, "dump": None}  # fmt: skip
+    told = []
+    monkeypatch.setattr(check, "main", told.append)
+    monkeypatch.setattr(base, "flags", types.SimpleNamespace(FLAGS=types.SimpleNamespace(**given)))
+    base.main([])
+    assert told == [[]]
+    given["length"] = 4096
+    monkeypatch.setattr(base, "flags", types.SimpleNamespace(FLAGS=types.SimpleNamespace(**given)))
+    with pytest.raises(SystemExit):
+        base.main([])
+    assert told == [[]] and "rl.shapes" in capsys.readouterr().err
 
 
 @pytest.mark.soak
