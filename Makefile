@@ -99,6 +99,12 @@ test-tfds:  ## TFDS's own test of the seeker_173k builder, in an environment wit
 	.venv-tfds/bin/python $(PIP) -e '.[data]' pytest hypothesis tensorflow-cpu dill dm-tree
 	JAX_PLATFORMS=cpu .venv-tfds/bin/python -m pytest tests/data_prep/test_seeker_173k_tfds.py
 
+.PHONY: test-beam
+test-beam:  ## the synthesis on Beam, one process and two workers, in an environment with Apache Beam
+	[ -x .venv-beam/bin/python ] || $(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python $(PIP) -e '.[data,synthesis,beam]' pytest hypothesis psutil
+	JAX_PLATFORMS=cpu .venv-beam/bin/python -m pytest -p no:cacheprovider -m 'soak or not soak' tests/data_prep/test_beam.py
+
 .PHONY: soak
 soak: $(VENV)/.parity apt  ## what takes longer than the test suite may: kill tests, fuzzing, load, every chip
 	$(BIN)/python -m pytest -m soak -n 0
@@ -146,5 +152,5 @@ ablate: $(VENV)/.dev  ## the first ablation in the micro-world, one table
 
 .PHONY: clean
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-3.12 .venv-tfds .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.12 .venv-tfds .venv-beam .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

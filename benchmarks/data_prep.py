@@ -3,7 +3,8 @@
 * faults: ClueWorld triplets through the whole pipeline, the oracle planting faults of every kind at a set rate: how many are caught, by
   which stage, and how many sound rows are lost;
 * throughput: calls against a local endpoint that answers after 200 ms (`tests/data_prep/stub_server.py`), 64 at once, beside the ideal;
-* memory: RSS of one process while rows go through; --rows=100000 takes an hour or two.
+* memory: RSS of one process while rows go through (one vote of each kind, no delay), then through export and report;
+  --rows=100000 takes some ten minutes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rich.table import Table
 from configs.data_prep import get_config
 from data_prep import config as configs
 from data_prep import engine, pipeline
+from data_prep import report as report_page
 from data_prep.cache import SqliteCache
 from data_prep.models.base import Request
 from data_prep.models.calling import Caller, CallLimits
@@ -155,12 +157,14 @@ def throughput_rows(calls: int) -> Iterator[Row]:
 
 
 def memory_rows(rows: int) -> Iterator[Row]:
-    """RSS from the second tenth of the rows to the last one."""
-    me, levels = psutil.Process(), []
+    """RSS from the second tenth of the rows to the last one, and after export and report."""
+    me, levels, after = psutil.Process(), [], []
 
     async def measure(folder: pathlib.Path) -> None:
         config = get_config()
         config.source.limit, config.source.first_seed = rows, 1_000_000
+        verify = config.stages.verify
+        verify.votes = verify.needed = verify.overview_votes = verify.overview_needed = 1
         store, context = Store(folder), configs.context(config, folder)
         run = pipeline.fingerprint(context)
         _admit(
@@ -176,6 +180,9 @@ def memory_rows(rows: int) -> Iterator[Row]:
 
         await engine.run(store, context, fingerprint=run, under_way=config.under_way, report=report)
         context.caller.cache.close()
+        store.export()
+        report_page.write(store)
+        after.append(me.memory_info().rss / MB)
         store.close()
 
     began = time.perf_counter()
@@ -188,6 +195,7 @@ def memory_rows(rows: int) -> Iterator[Row]:
         f"RSS, last tenth of {rows} rows", f"{late:.0f} MB", "second tenth", f"{early:.0f} MB",
         f"{late - early:+.1f} MB", "flat",
     )  # fmt: skip
+    yield Row("RSS after export and report", f"{after[0]:.0f} MB", "", "", "", "")
     yield Row("rows a second, oracle", f"{rows / spent:.0f}", "", "", "", "")
 
 

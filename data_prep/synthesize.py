@@ -71,7 +71,8 @@ async def _synthesize(
         if config.engine == "beam":
             from data_prep import beam_engine
 
-            progress = beam_engine.run(config, workdir, fingerprint=run)
+            # Workers of the direct runner may share this process, and have event loops of their own: another thread.
+            progress = await asyncio.to_thread(beam_engine.run, config, workdir, fingerprint=run)
         elif config.engine == "local":
             with _bar(bar) as report:
                 progress = await engine.run(

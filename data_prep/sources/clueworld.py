@@ -167,6 +167,11 @@ def case(name: str) -> Case:
     return Case(triplet, world, kind, question.said, needs, shows, asked, question)
 
 
+@functools.cache
+def _pack() -> PromptPack:
+    return PromptPack.load("clueworld")
+
+
 def _pair(world: World, rng: np.random.Generator) -> tasks.Question:
     """A question on two cards in order of appearance: their digits added up or, where that is more than a digit, compared."""
     pairs = [(a, b) for i, a in enumerate(world.cards) for b in world.cards[i + 1 :]]
@@ -183,7 +188,7 @@ def thinks(one: Case, windows: Sequence[Sequence[float]]) -> tuple[str, ...]:
     target = dataclasses.replace(one.task.target, answer=one.triplet.answer)
     truth = tasks.make_trajectory(
         one.world, one.question, dataclasses.replace(one.task, target=target),
-        pack=PromptPack.load("clueworld"), policy=crop_policy(),
+        pack=_pack(), policy=crop_policy(),
     )  # fmt: skip
     found = [think_of(turn) for turn in truth.turns if turn.role == "assistant"]
     if len(found) == len(windows) + 1:
