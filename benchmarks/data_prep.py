@@ -1,7 +1,8 @@
-"""The synthesis, measured offline: `python -m benchmarks.data_prep [--only faults throughput memory]`.
+"""The synthesis, measured offline: `python -m benchmarks.data_prep [--only faults rules throughput memory]`.
 
 * faults: ClueWorld triplets through the whole pipeline, the oracle planting faults of every kind at a set rate: how many are caught, by
   which stage, and how many sound rows are lost;
+* rules: the same without the judge of the last stage, which (being the oracle) knows what it planted;
 * throughput: calls against a local endpoint that answers after 200 ms (`tests/data_prep/stub_server.py`), 64 at once, beside the ideal;
 * memory: RSS of one process while rows go through (one vote of each kind, no delay), then through export and report;
   --rows=100000 takes some ten minutes.
@@ -60,9 +61,14 @@ class Row:
     goal: str
 
 
-def fault_rows(triplets: int, rate: float) -> Iterator[Row]:
-    """Caught by the stage meant for it, of the rows with exactly this fault; and sound rows lost."""
+def fault_rows(triplets: int, rate: float, *, judge: bool) -> Iterator[Row]:
+    """Caught by the stage meant for it, of the rows with exactly this fault; and sound rows lost.
+
+    The oracle's judge knows what was planted. Without it stage 4 has its rules alone.
+    """
     config = get_config()
+    config.stages.check.judge = judge
+    alone = "" if judge else ", rules alone"
     config.source.limit, config.source.wrong_answers, config.oracle.mess = triplets, rate, rate
     for fault in FAULTS:
         config.oracle.faults[fault] = rate
@@ -86,17 +92,17 @@ def fault_rows(triplets: int, rate: float) -> Iterator[Row]:
     for kind, stage in STAGES.items():
         caught = where[kind, stage] / max(total[kind], 1)
         yield Row(
-            f"fault {kind!r}, caught in {stage}", f"{where[kind, stage]}", "planted alone", f"{total[kind]}",
+            f"fault {kind!r}, caught in {stage}{alone}", f"{where[kind, stage]}", "planted alone", f"{total[kind]}",
             f"{100 * caught:.1f} %", ">= 99 %",
         )  # fmt: skip
     caught = total["several"] - where["several", ""]
     yield Row(
-        "several faults at once, caught", f"{caught}", "planted", f"{total['several']}",
+        f"several faults at once, caught{alone}", f"{caught}", "planted", f"{total['several']}",
         f"{100 * caught / max(total['several'], 1):.1f} %", ">= 99 %",
     )  # fmt: skip
     lost = total["sound"] - where["sound", ""]
     yield Row(
-        "sound rows lost", f"{lost}", "sound rows", f"{total['sound']}",
+        f"sound rows lost{alone}", f"{lost}", "sound rows", f"{total['sound']}",
         f"{100 * lost / max(total['sound'], 1):.1f} %", "<= 2 %",
     )  # fmt: skip
 
@@ -200,7 +206,7 @@ def memory_rows(rows: int) -> Iterator[Row]:
 
 
 def main() -> None:
-    sections = ("faults", "throughput", "memory")
+    sections = ("faults", "rules", "throughput", "memory")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -214,7 +220,8 @@ def main() -> None:
     for column in ("what", "ours", "compared with", "its figure", "ratio", "goal"):
         table.add_column(column, justify="left" if column in ("what", "compared with") else "right")
     makers = {
-        "faults": lambda: fault_rows(args.triplets, args.rate),
+        "faults": lambda: fault_rows(args.triplets, args.rate, judge=True),
+        "rules": lambda: fault_rows(args.triplets, args.rate, judge=False),
         "throughput": lambda: throughput_rows(args.calls),
         "memory": lambda: memory_rows(args.rows),
     }

@@ -33,13 +33,14 @@ _GIVEN = re.compile(
     r"|\b(?:was|were|been|am|are)\s+(?:told|given|provided)\b|\bthe\s+(?:clues?|task)\s+(?:say|says|state|states|point|points)\b",
     re.IGNORECASE,
 )
-# ANSWER stands for the answer's letter or words.
+# ANSWER stands for the answer's letter or words, or for what a time window is called.
 _CIRCULAR = (
     r"\b(?:because|since|as)\s+(?:we\s+know\s+(?:that\s+)?)?"
     r"(?:it|that|the\s+(?:right\s+|correct\s+)?(?:answer|option)|(?:ANSWER))\s+(?:is|must\s+be)\s+(?:the\s+)?"
     r"(?:(?:ANSWER)(?!\w)|(?:right|correct)(?:\s+answer)?\b|answer\b)"
     r"|(?<!\w)(?:ANSWER)\s+is\s+(?:right|correct|the\s+answer)\s*,\s*so\b"
 )
+_WINDOW = r"(?:this|that|the)\s+(?:interval|segment|window|moment)"
 _INJECTION = re.compile(
     r"\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+|everything\s+)?(?:of\s+)?(?:the\s+|your\s+|these\s+|this\s+)?"
     r"(?:above|previous|prior|earlier|preceding|instructions?|prompts?|rules)\b"
@@ -113,16 +114,19 @@ def _words(step: Step, number: int, triplet: Triplet, settings: StageSettings) -
         if match := pattern.search(think):
             found.append(Violation(rule, number, match[0]))
     if step.answer is not None and (
-        match := _circular(step.answer, (triplet.options or {}).get(step.answer, "")).search(think)
+        match := _circular(
+            step.answer, (triplet.options or {}).get(step.answer, ""), triplet.kind == "grounding"
+        ).search(think)
     ):
         found.append(Violation("circular", number, match[0]))
     return found
 
 
 @functools.lru_cache(maxsize=1024)
-def _circular(answer: str, words: str) -> re.Pattern[str]:
-    """The rule's pattern with this answer's letter and words in it."""
-    either = "|".join(re.escape(name) for name in (answer, words) if name) or "(?!)"
+def _circular(answer: str, words: str, window: bool) -> re.Pattern[str]:
+    """The rule's pattern with this answer's letter and words in it; a time window is spoken of as such."""
+    names = [re.escape(name) for name in (answer, words) if name] + [_WINDOW] * window
+    either = "|".join(names) or "(?!)"
     return re.compile(_CIRCULAR.replace("ANSWER", either), re.IGNORECASE)
 
 

@@ -110,8 +110,11 @@ def test_a_second_run_makes_no_call_and_the_same_rows(sound):
         ("circular", "check"), ("slip", "check"),
     ],
 )  # fmt: skip
-def test_each_fault_is_caught_by_its_stage(fault, stage, tmp_path):
+@pytest.mark.parametrize("judge", [True, False])
+def test_each_fault_is_caught_by_its_stage(fault, stage, judge, tmp_path):
+    """The oracle's judge knows what was planted; the rules must find it without."""
     config = small(24)
+    config.stages.check.judge = judge
     if fault == "answer":
         config.source.wrong_answers = 0.5
     else:
