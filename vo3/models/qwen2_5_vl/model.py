@@ -164,8 +164,7 @@ class Qwen2_5_VL(nnx.Module):
         if self.unembedding is None:
             table = self.embed.table[...].astype(self.dtype)
             return jnp.einsum("BLD,VD->BLV", hidden, table, preferred_element_type=jnp.float32)
-        kernel = self.unembedding.kernel[...].astype(self.dtype)
-        return jnp.einsum("BLD,DV->BLV", hidden, kernel, preferred_element_type=jnp.float32)
+        return self.unembedding.in_f32(hidden)
 
     def save_hf(
         self,
@@ -202,6 +201,15 @@ class Qwen2_5_VL(nnx.Module):
     @tokenizer.setter
     def tokenizer(self, value: Any) -> None:
         self.assets.set("tokenizer", value)
+
+    @property
+    def dialect(self) -> str:
+        """Name of the `vo3.chat.dialects` dialect the model calls its tool in."""
+        return self.assets.dialect
+
+    @dialect.setter
+    def dialect(self, value: str) -> None:
+        self.assets.set("dialect", value)
 
     @property
     def crop_policy(self) -> Any:
