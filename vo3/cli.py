@@ -55,6 +55,7 @@ def _expected() -> tuple[type[BaseException], ...]:
     for module, name in (
         ("vo3.video.errors", "VideoError"),
         ("vo3.models.safetensors_io", "CheckpointError"),
+        ("vo3.models.qwen2_5_vl.int8", "QwixMissing"),
         ("vo3.rollout.errors", "RolloutError"),
         ("vo3.train.config", "ConfigError"),
         ("vo3.evals.questions", "AnnotationError"),
@@ -114,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("float32", "bfloat16"),
         help="of the computation; default: as the weights",
+    )
+    ask.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="the decoder's weights in one byte each, so that the 7B fits 16 GB",
     )
     ask.add_argument(
         "--target",
@@ -307,7 +313,7 @@ def _ask(args: argparse.Namespace) -> int:
         import vo3.models
         from vo3.agent import VideoAgent
 
-        model = vo3.models.load(args.checkpoint, dtype=args.dtype)
+        model = vo3.models.load(args.checkpoint, dtype=args.dtype, quantize=args.quantize)
         agent = VideoAgent(model, **sampling, **_pack(args.prompt_pack))
         video = VideoCrop(args.video, agent.crop_policy, frame_fps=args.frame_fps)
 

@@ -129,6 +129,12 @@ def test_a_random_model_is_asked_for_real(checkpoint, mp4, tmp_path, capsys):
     assert "ended without an answer tag" in page.read_text()
 
 
+def test_a_model_of_int8_weights_is_asked_for_real(checkpoint, mp4, capsys):
+    flags = ["--quantize", "int8", "--max-new-tokens", "5"]
+    assert cli.main(["ask", mp4, "What?", "--checkpoint", str(checkpoint), *flags]) == 0
+    assert "cut by the length limit" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -36,6 +36,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.direct_quota = 0
     c.checkpoint = "clueworld"  # a directory, or the embedded model
     c.dtype = ""  # float32 or bfloat16; "": as the weights
+    c.quantize = ""  # int8: the decoder's weights in one byte each; "": as they are
     c.mrope_time = ""  # constant, hf_int or exact; "": the checkpoint's
     c.prompt_pack = ""  # a name or path; "": the checkpoint's
     c.data_root = "data"  # a benchmark lies in its folder of this, as it was downloaded
@@ -163,6 +164,7 @@ def _faults(c: ml_collections.ConfigDict) -> Iterable[str]:
             yield f"sweep: {item!r} is no number of tokens; write --config.sweep=2048,4096,16384"
     for key, choices in (
         ("dtype", ("", "float32", "bfloat16")),
+        ("quantize", ("", "int8")),
         ("mrope_time", ("", "constant", "hf_int", "exact")),
         ("crop.recipe", ("", *RECIPES)),
     ):

@@ -33,6 +33,7 @@ from vo3.evals.modes import Mode, prepare
 from vo3.evals.progress import Progress
 from vo3.evals.questions import AnnotationError, Question
 from vo3.evals.scoring import grade
+from vo3.models.qwen2_5_vl.int8 import QwixMissing
 from vo3.models.safetensors_io import CheckpointError
 from vo3.train.config import ConfigError, flatten, parse_flags
 
@@ -117,6 +118,8 @@ def settings_of(
         "mrope_time": model.config.mrope_time,
         "dtype": str(model.embed.table[...].dtype),
     }
+    if config.quantize:
+        settings["quantize"] = config.quantize
     return json.loads(json.dumps(settings))  # as it is read again: lists for tuples
 
 
@@ -222,6 +225,8 @@ def _load(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
         from vo3.train.sharding import make_mesh
 
         options["mesh"] = make_mesh(config)
+    if config.quantize:
+        options["quantize"] = config.quantize
     model = vo3.models.load(config.checkpoint, dtype=config.dtype or None, **options)
     try:
         pack = PromptPack.load(config.prompt_pack) if config.prompt_pack else model.prompt_pack
@@ -293,7 +298,7 @@ def _finish(
 
 # ---------------------------------------------------------------- the command
 
-ERRORS = (ConfigError, AnnotationError, CheckpointError, JudgeError, OSError)
+ERRORS = (ConfigError, AnnotationError, CheckpointError, QwixMissing, JudgeError, OSError)
 
 
 def define_flags() -> None:

@@ -153,6 +153,8 @@ def test_other_settings_do_not_mix_with_earlier_answers(data, fake, tmp_path):
     runner.evaluate(settings(data, limit=2), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"rollout\.max_new_tokens was 4096, is 64"):
         runner.evaluate(settings(data, max_new_tokens=64), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"quantize was .*, is 'int8'"):
+        runner.evaluate(settings(data, quantize="int8"), tmp_path / "out")
     (tmp_path / "checkpoint" / "config.json").write_text("{ }")
     with pytest.raises(ConfigError, match=r"checkpoint\.hash was"):
         runner.evaluate(settings(data), tmp_path / "out")
@@ -179,7 +181,7 @@ def test_the_command_end_to_end(data, tmp_path, capsys):
     """A random model with a real engine on a real video: the number means nothing, everything around it does."""
     checkpoint = rollout_fakes.write_checkpoint(tmp_path / "tiny")
     command = ["eval", "mlvu", "--checkpoint", str(checkpoint), "--workdir", str(tmp_path / "out"), "--data", str(data),
-               "--limit", "2", "--set", "partial=True", "--set", "max_new_tokens=4"]  # fmt: skip
+               "--limit", "2", "--set", "partial=True", "--set", "max_new_tokens=4", "--set", "quantize=int8"]  # fmt: skip
     assert cli.main(command) == 0
     told = capsys.readouterr()
     assert "| MLVU (part) | tools | M-Avg |" in told.out
@@ -188,6 +190,7 @@ def test_the_command_end_to_end(data, tmp_path, capsys):
     assert card["outcomes"] == {"text": 2}
     assert card["settings"]["crop_policy"] == rollout_fakes.CROP.to_json()
     assert card["shown"]["overview_frames"] == 6.0
+    assert card["settings"]["quantize"] == "int8"
     assert card["environment"]["packages"]["jax"]
     assert cli.main(["view", str(tmp_path / "out" / "mlvu" / "tools" / "trajectories.jsonl")]) == 0
     again = cli.main(
@@ -208,6 +211,7 @@ def test_the_command_end_to_end(data, tmp_path, capsys):
         (["mlvu", "--set", "max_turn=3"], "unknown key config.max_turn; the nearest is config.max_turns"),
         (["mlvu", "--set", "max_turns=three"], "max_turns is like 8, and 'three' is not"),
         (["mlvu", "--set", "max_turns"], "is not KEY=VALUE"),
+        (["mlvu", "--set", "quantize=int4"], "quantize='int4'; one of '', int8"),
         (["mlvu", "--modes", "tool"], "modes: 'tool' is none of"),
         (["mlvu", "--data", "nowhere"], "nowhere/mlvu has no json/1_plotQA.json"),
         (["clueworld", "--set", "clueworld.first=99990"], "held out from training are 0 to 99999"),
