@@ -293,18 +293,23 @@ def _background(world: World, scene: int, scale: int) -> np.ndarray:
     rng = np.random.default_rng([0xBAC6, world.seed, scene])
     tint = rng.uniform(50, 150, 3)
     coarse = (tint + rng.normal(0, 22, (5, 9, 1)) + rng.normal(0, 6, (5, 9, 3))).astype(np.float32)
-    ys = np.linspace(0, 3.999, HEIGHT // scale, dtype=np.float32)
-    xs = np.linspace(0, 7.999, WIDTH // scale, dtype=np.float32)
-    y0, x0 = ys.astype(int), xs.astype(int)
-    fy, fx = (
-        (ys - y0).astype(np.float32)[:, None, None],
-        (xs - x0).astype(np.float32)[None, :, None],
-    )
-    rows = coarse[y0] * (1 - fy) + coarse[y0 + 1] * fy
-    field = rows[:, x0] * (1 - fx) + rows[:, x0 + 1] * fx
+    height, width = HEIGHT // scale, WIDTH // scale
+    rows = (_between(height, 5) @ coarse.reshape(5, 27)).reshape(height, 9, 3)
+    field = _between(width, 9) @ rows
     y, x = rng.integers(0, 128, 2)
-    grain = _grain()[y : y + HEIGHT // scale, x : x + WIDTH // scale, None] / np.float32(scale)
-    return np.clip(field + grain, 0, 255).astype(np.uint8)
+    field += _grain()[y : y + height, x : x + width, None] / np.float32(scale)
+    return np.clip(field, 0, 255, out=field).astype(np.uint8)
+
+
+@functools.cache
+def _between(size: int, points: int) -> np.ndarray:
+    """Weights of linear interpolation at `size` places between so many points: f32 [size, points]."""
+    at = np.linspace(0, points - 1.001, size, dtype=np.float32)
+    low = at.astype(int)
+    weights = np.zeros((size, points), np.float32)
+    weights[np.arange(size), low] = 1 - (at - low)
+    weights[np.arange(size), low + 1] = at - low
+    return weights
 
 
 @functools.cache
