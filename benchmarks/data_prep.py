@@ -173,12 +173,8 @@ def memory_rows(rows: int) -> Iterator[Row]:
         verify.votes = verify.needed = verify.overview_votes = verify.overview_needed = 1
         store, context = Store(folder), configs.context(config, folder)
         run = pipeline.fingerprint(context)
-        _admit(
-            store,
-            await material.triplets(configs.read_source(config), context),
-            config,
-            run,
-        )
+        made = await material.triplets(configs.read_source(config), context, store)
+        _admit(store, made.triplets, config, run)
 
         def report(progress: engine.Progress) -> None:
             if progress.done % max(rows // 100, 1) == 0:

@@ -83,6 +83,7 @@ def provenance(record: Record) -> dict[str, Any]:
         "key": record.key,
         "source": record.triplet.source,
         "triplet": record.triplet.id,
+        "material": [dataclasses.asdict(origin) for origin in record.triplet.origin],
         "models": sorted({call.model for call in record.calls}),
         "prompts": dict(sorted(prompts.items())),
         "localised": dataclasses.asdict(record.localised),

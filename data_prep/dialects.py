@@ -1,12 +1,10 @@
 """Tool trajectories of other projects, read and written: LongVT (`crop_video` calls) and VideoZoomer (`video_zoom` calls).
 
 Both ways where the formats allow. What a format has no place for is named: `Converted.lost` lists it, row by row, so that
-nothing is dropped in silence. As their repositories document them:
+nothing is dropped in silence. How a call is written stands in `vo3.chat.dialects`; as their repositories document their rows:
 
-  longvt       chat turns; a look is `<tool_call>{"name": "crop_video", "arguments": {"video_path", "start_time", "end_time"}}
-               </tool_call>`; what it shows comes back in a turn of role `tool`. No sampling strategy.
-  videozoomer  chat turns; a look is `<video_zoom>{"segment": [start, end], "fps": F}</video_zoom>`, at most 16 frames; what it
-               shows comes back in a user turn. The rate takes the place of the strategy.
+  longvt       chat turns; what a look shows comes back in a turn of role `tool`. No sampling strategy.
+  videozoomer  chat turns; what a look shows comes back in a user turn. The rate takes the place of the strategy.
 
     python -m data_prep.dialects SRC DST --from video-o3 --to longvt
 """
@@ -25,7 +23,11 @@ from typing import Any, Literal, get_args
 from etils import epath
 
 from data_prep.store import write_lines
-from vo3.chat.tags import format_answer, format_call, format_turn, parse_turn
+from vo3.chat.dialects import DIALECTS as AGENTS
+from vo3.chat.dialects import Dialect as Agent
+from vo3.chat.dialects import longvt, videozoomer
+from vo3.chat.dialects.videozoomer import RATES, strategy_of
+from vo3.chat.tags import format_answer, format_turn
 from vo3.data.files import RowFiles
 from vo3.data.seeker import sft_trajectory
 from vo3.trajectory import VIDEO_MARK, Call, Observation, Strategy, Trajectory
@@ -33,10 +35,7 @@ from vo3.trajectory import VIDEO_MARK, Call, Observation, Strategy, Trajectory
 Dialect = Literal["video-o3", "longvt", "videozoomer"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
-# VideoZoomer refuses a look at more frames than that.
-ZOOM_FRAMES = 16
-# Its rate for each strategy, and the other way round: the nearest.
-_RATES: dict[Strategy, float] = {"coarse": 0.5, "medium": 1.0, "fine": 2.0}
+_OWN, _LONGVT, _ZOOMER = (AGENTS[name] for name in DIALECTS)
 _TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _ZOOM = re.compile(r"<video_zoom>\s*(.*?)\s*</video_zoom>", re.DOTALL)
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -104,21 +103,21 @@ def _read_own(row: Mapping[str, Any]) -> tuple[Conversation, tuple[str, ...]]:
         trajectory = sft_trajectory(row)
     except ValueError as error:
         raise DialectError(str(error)) from error
+    agent = AGENTS.get(trajectory.meta.get("dialect", ""), _OWN)
     turns, lost = [], []
     for turn in trajectory.turns:
         if turn.kind in ("error", "forced"):
             lost.append(f"{turn.kind} turn")
         if turn.role != "assistant":
             continue
-        parsed = parse_turn(turn.text, _ANY_LENGTH)
+        parsed = agent.parse(turn.text, _ANY_LENGTH)
         call = turn.call or parsed.call
         if parsed.kind == "text" or (parsed.kind == "call" and call is None):
             lost.append("malformed assistant turn")
             continue
         window = (call.start, call.end) if call else None
-        turns.append(
-            Turn(parsed.think or "", window, call.strategy if call else None, None, parsed.answer)
-        )
+        how = (call.strategy, call.fps) if call else (None, None)
+        turns.append(Turn(parsed.think or "", window, *how, parsed.answer))
     video = trajectory.task.video
     if not isinstance(video, str):
         raise DialectError(
@@ -153,13 +152,11 @@ def _write_own(conversation: Conversation) -> tuple[dict[str, Any], tuple[str, .
             text = format_turn(turn.think, format_answer(turn.answer or ""))
             messages.append({"role": "assistant", "content": text})
             continue
-        strategy = turn.strategy or _strategy_of(turn.rate)
-        if turn.strategy is None and turn.rate is not None and turn.rate != _RATES[strategy]:
+        strategy = turn.strategy or strategy_of(turn.rate)
+        if turn.strategy is None and turn.rate is not None and turn.rate != RATES[strategy]:
             lost.append("exact rate")
-        call = Call(*turn.window, strategy)
-        messages.append(
-            {"role": "assistant", "content": format_turn(turn.think, format_call(call))}
-        )
+        text = format_turn(turn.think, _OWN.format_call(Call(*turn.window, strategy)))
+        messages.append({"role": "assistant", "content": text})
         shown = f"Observation {number}: {VIDEO_MARK}"
         messages.append({"role": "user", "content": shown})
         videos.append({"url": conversation.video, "crop": list(turn.window), "sample": strategy})
@@ -170,12 +167,6 @@ def _write_own(conversation: Conversation) -> tuple[dict[str, Any], tuple[str, .
         "videos": videos,
     }
     return row, tuple(lost)
-
-
-def _strategy_of(rate: float | None) -> Strategy:
-    if rate is None:
-        return "medium"
-    return min(_RATES, key=lambda s: abs(_RATES[s] - rate))
 
 
 # ---- LongVT
@@ -192,28 +183,20 @@ def _read_longvt(row: Mapping[str, Any]) -> tuple[Conversation, tuple[str, ...]]
         for number in range(0, len(pieces), 2):
             think = _first(_THINK, pieces[number])
             if number + 1 < len(pieces):
-                window, path = _crop_video(pieces[number + 1], name)
-                video = video or path
-                turns.append(Turn(think, window))
+                call = _read_call(_LONGVT, pieces[number + 1], name)
+                video = video or longvt.LongVT.path(pieces[number + 1])
+                turns.append(Turn(think, (call.start, call.end)))
             elif (answer := _ANSWER.findall(pieces[number])) or think:
                 turns.append(Turn(think, answer=answer[-1].strip() if answer else ""))
     video = video or next((p for p in _video_parts(messages)), "")
     return _conversation(name, video, messages, turns), ()
 
 
-def _crop_video(text: str, name: str) -> tuple[tuple[float, float], str]:
-    try:
-        data = json.loads(text)
-        arguments = data["arguments"]
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        if data["name"] != "crop_video":
-            raise DialectError(f"{name}: an unknown tool {data['name']!r}")
-        window = (float(arguments["start_time"]), float(arguments["end_time"]))
-        return window, str(arguments.get("video_path", ""))
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DialectError):
-            raise
-        raise DialectError(f"{name}: no crop_video call: {text[:80]!r}") from error
+def _read_call(agent: Agent, content: str, name: str) -> Call:
+    call = agent.read_call(content, _ANY_LENGTH)
+    if isinstance(call, str):
+        raise DialectError(f"{name}: no call of {agent.name}: {call} It is {content[:80]!r}")
+    return call
 
 
 def _write_longvt(conversation: Conversation) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -224,19 +207,13 @@ def _write_longvt(conversation: Conversation) -> tuple[dict[str, Any], tuple[str
     lost = []
     for turn in conversation.turns:
         if turn.window is None:
-            text = f"<think>{turn.think}</think>\n<answer>{turn.answer or ''}</answer>"
+            text = format_turn(turn.think, format_answer(turn.answer or ""))
             messages.append({"role": "assistant", "content": text})
             continue
         if turn.strategy is not None or turn.rate is not None:
             lost.append("sampling strategy")
-        arguments = {
-            "video_path": conversation.video,
-            "start_time": turn.window[0],
-            "end_time": turn.window[1],
-        }
-        call = json.dumps({"name": "crop_video", "arguments": arguments}, ensure_ascii=False)
-        text = f"<think>{turn.think}</think>\n<tool_call>{call}</tool_call>"
-        messages.append({"role": "assistant", "content": text})
+        call = _LONGVT.format_call(Call(*turn.window, None), video=conversation.video)
+        messages.append({"role": "assistant", "content": format_turn(turn.think, call)})
         messages.append({"role": "tool", "content": VIDEO_MARK})
     row = {"id": conversation.id, "video": conversation.video, "messages": messages}
     return row, tuple(lost)
@@ -251,15 +228,11 @@ def _read_zoomer(row: Mapping[str, Any]) -> tuple[Conversation, tuple[str, ...]]
     for text in (_text(m["content"]) for m in messages if m["role"] == "assistant"):
         think, zoom = _first(_THINK, text), _ZOOM.findall(text)
         if zoom:
-            try:
-                data = json.loads(zoom[-1])
-                window = (float(data["segment"][0]), float(data["segment"][1]))
-                turns.append(Turn(think, window, rate=float(data["fps"])))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise DialectError(f"{name}: no video_zoom call: {zoom[-1][:80]!r}") from error
+            call = _read_call(_ZOOMER, zoom[-1], name)
+            turns.append(Turn(think, (call.start, call.end), rate=call.fps))
         else:
             answer = _ANSWER.findall(text)
-            turns.append(Turn(think, answer=answer[-1].strip() if answer else ""))
+            turns.append(Turn(think, answer=_ZOOMER.read_answer(answer[-1]) if answer else ""))
     video = row.get("video") or next(iter(row.get("videos") or ()), "")
     video = video if isinstance(video, str) else str(video.get("url", ""))
     return _conversation(name, video, messages, turns), ()
@@ -273,17 +246,16 @@ def _write_zoomer(conversation: Conversation) -> tuple[dict[str, Any], tuple[str
     lost = []
     for turn in conversation.turns:
         if turn.window is None:
-            text = f"<think>{turn.think}</think>\n<answer>{turn.answer or ''}</answer>"
+            text = format_turn(turn.think, format_answer(turn.answer or ""))
             messages.append({"role": "assistant", "content": text})
             continue
         start, end = turn.window
-        rate = turn.rate if turn.rate is not None else _RATES[turn.strategy or "medium"]
-        if rate * (end - start) > ZOOM_FRAMES:
-            rate = ZOOM_FRAMES / (end - start)
+        rate = turn.rate if turn.rate is not None else RATES[turn.strategy or "medium"]
+        if videozoomer.frames(start, end, rate) > videozoomer.MAX_FRAMES:
+            rate = videozoomer.MAX_FRAMES / (end - start)
             lost.append("sampling strategy (more than 16 frames)")
-        call = json.dumps({"segment": [start, end], "fps": rate})
-        text = f"<think>{turn.think}</think>\n<video_zoom>{call}</video_zoom>"
-        messages.append({"role": "assistant", "content": text})
+        call = _ZOOMER.format_call(Call(start, end, None, rate))
+        messages.append({"role": "assistant", "content": format_turn(turn.think, call)})
         messages.append({"role": "user", "content": VIDEO_MARK})
     row = {"id": conversation.id, "video": conversation.video, "messages": messages}
     return row, tuple(lost)

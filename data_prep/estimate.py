@@ -11,7 +11,15 @@ from data_prep.stages.base import Context
 from data_prep.store import Store
 
 # Text tokens of a filled prompt beyond its template, and of replies, by prompt; measured on the oracle's runs, rounded up.
-_REPLY = {"localise": 120, "verify": 60, "ground": 40, "generate": 500, "judge": 80}
+_REPLY = {
+    "caption": 1500,
+    "material": 500,
+    "localise": 120,
+    "verify": 60,
+    "ground": 40,
+    "generate": 500,
+    "judge": 80,
+}
 _FILLED = 250
 # Endpoints differ; about what 512 px frames cost at most of them.
 _PER_FRAME = 300
@@ -28,8 +36,22 @@ class Line:
     cost: float
 
 
-def estimate(store: Store, context: Context, config: ml_collections.ConfigDict) -> list[Line]:
-    """A line a stage. Rows that are finished, and replies that are stored, are not counted again: only what is to do is."""
+def estimate(
+    store: Store,
+    context: Context,
+    config: ml_collections.ConfigDict,
+    *,
+    videos: int = 0,
+    without_captions: int = 0,
+) -> list[Line]:
+    """A line a prompt. Rows that are finished are not counted again: only what is to do is.
+
+    Args:
+      store: holds what is admitted.
+      context, config: of the run.
+      videos: that stage 0 makes questions of.
+      without_captions: of them; these have to be described first.
+    """
     verify = context.settings.verify
     frames = config.model.frames
     price = Price(config.model.price.prompt, config.model.price.reply)
@@ -38,6 +60,8 @@ def estimate(store: Store, context: Context, config: ml_collections.ConfigDict) 
         counts[triplet.kind] += 1
     both = counts["qa"] + counts["grounding"]
     plan = [
+        ("caption", without_captions, frames.whole),
+        ("material", videos, 0),
         ("localise", counts["qa"], frames.whole),
         ("verify", counts["qa"] * verify.votes, frames.clip),
         ("verify", counts["qa"] * verify.overview_votes, frames.whole),
@@ -47,6 +71,8 @@ def estimate(store: Store, context: Context, config: ml_collections.ConfigDict) 
     ]
     lines: dict[str, Line] = {}
     for name, calls, shown in plan:
+        if not calls:
+            continue
         prompt = context.prompt(name)
         text = (len(prompt.system) + len(prompt.user)) // 4 + _FILLED
         before = lines.get(name, Line(name, 0, 0, 0, 0.0))

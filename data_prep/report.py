@@ -12,8 +12,8 @@ from etils import epath
 
 from data_prep import plots, stats
 from data_prep.pages import document
-from data_prep.pipeline import STAGE_NAMES
-from data_prep.schema import QUADRANTS
+from data_prep.pipeline import STAGE_NAMES, loads
+from data_prep.schema import MATERIAL, QUADRANTS, Record
 from data_prep.store import Store
 from data_prep.verdicts import Verdicts, read_verdicts
 from vo3.viewer.markup import Markup, tag
@@ -21,10 +21,20 @@ from vo3.viewer.markup import Markup, tag
 _WINDOWS = (0, 5, 10, 20, 40, 80, 160, 320, 10**9)
 _DURATIONS = (0, 60, 180, 600, 1200, 1800, 3600, 10**9)
 _SAID = {
+    MATERIAL: "0 material",
     "localise": "1 clue localisation",
     "verify": "2 validity verification",
     "generate": "3 trajectory generation",
     "check": "4 logical consistency",
+}
+_AWAY = {
+    "duplicate": "near-duplicate question",
+    "repeated": "the same triplet again",
+    "benchmark_question": "a benchmark's question",
+    "benchmark_video": "a benchmark's video",
+    "injection": "orders to a model",
+    "video_path": "path out of the root",
+    "malformed": "malformed",
 }
 
 
@@ -33,6 +43,9 @@ class Figures:
     """What the report shows.
 
     Attributes:
+      videos: that stage 0 read.
+      questions: that it made of them.
+      dropped: reason -> captions, questions and videos that its rules refused.
       turned_away: reason -> triplets that admission refused.
       waiting: admitted triplets without a verdict.
       ended: (stage, reason) -> rejected rows.
@@ -45,6 +58,9 @@ class Figures:
       calls, prompt_tokens, reply_tokens, cost: by stage.
     """
 
+    videos: int = 0
+    questions: int = 0
+    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     turned_away: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     waiting: int = 0
     ended: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -61,6 +77,13 @@ class Figures:
     cost: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     @property
+    def written(self) -> int:
+        """Questions that stage 0 wrote, those that its rules refused among them."""
+        kept_apart = ("video: ", "caption_")
+        refused = (n for reason, n in self.dropped.items() if not reason.startswith(kept_apart))
+        return self.questions + sum(refused)
+
+    @property
     def rows(self) -> int:
         """Records with a verdict."""
         return sum(self.accepted.values()) + sum(self.ended.values())
@@ -71,14 +94,17 @@ def figures(store: Store) -> Figures:
     found = Figures()
     for reason, count in store.rows("SELECT reason, COUNT(*) FROM turned_away GROUP BY reason"):
         found.turned_away[reason] = count
+    for made, text in store.rows("SELECT questions, record FROM material"):
+        record = loads(text)
+        found.videos += 1
+        found.questions += made
+        _count_calls(found, record)
+        if record.rejection:
+            found.dropped[f"video: {record.rejection.reason}"] += 1
+    for reason, count in store.rows("SELECT reason, COUNT(*) FROM dropped GROUP BY reason"):
+        found.dropped[reason] += count
     for record in store.records():
-        for call in record.calls:
-            found.calls[call.stage] += 1
-            found.prompt_tokens[call.stage] += call.prompt_tokens
-            found.reply_tokens[call.stage] += call.reply_tokens
-            found.cost[call.stage] += call.cost
-            if call.repaired:
-                found.mended[call.repaired] += 1
+        _count_calls(found, record)
         stop = record.rejection
         last = STAGE_NAMES.index(stop.stage) if stop else len(STAGE_NAMES)
         for name in STAGE_NAMES[:last]:
@@ -98,6 +124,16 @@ def figures(store: Store) -> Figures:
     return found
 
 
+def _count_calls(found: Figures, record: Record) -> None:
+    for call in record.calls:
+        found.calls[call.stage] += 1
+        found.prompt_tokens[call.stage] += call.prompt_tokens
+        found.reply_tokens[call.stage] += call.reply_tokens
+        found.cost[call.stage] += call.cost
+        if call.repaired:
+            found.mended[call.repaired] += 1
+
+
 def write(store: Store) -> epath.Path:
     """Writes `WORKDIR/report.html` and, with the same figures, `report.json`."""
     found = figures(store)
@@ -105,6 +141,11 @@ def write(store: Store) -> epath.Path:
     path = store.workdir / "report.html"
     path.write_text(page(found, verdicts))
     plain = {
+        "material": {
+            "videos": found.videos,
+            "questions": found.questions,
+            "dropped": dict(found.dropped),
+        },
         "rows": found.rows,
         "waiting": found.waiting,
         "turned_away": dict(found.turned_away),
@@ -146,6 +187,7 @@ def page(found: Figures, verdicts: Verdicts) -> str:
         head,
         _funnel(found),
         _reasons(found),
+        _admission(found),
         _quadrants(found),
         _shapes(found),
         _money(found),
@@ -160,20 +202,36 @@ def _section(title: str, *children: Markup | None) -> Markup:
 def _funnel(found: Figures) -> Markup:
     came = found.rows + sum(found.turned_away.values())
     rows = [("triplets", came, f"{came:,}"), ("admitted", found.rows, f"{found.rows:,}")]
+    if found.videos:
+        told = f"{found.questions:,} of {found.written:,}"
+        rows.insert(0, (f"{_SAID[MATERIAL]}, {found.videos:,} videos", found.questions, told))
     rows += [(_SAID[name], found.passed[name], f"{found.passed[name]:,}") for name in STAGE_NAMES]
     return _section("Funnel", plots.bars(rows, what="rows left after each stage"))
 
 
 def _reasons(found: Figures) -> Markup:
-    rows = [("admission", reason, n) for reason, n in found.turned_away.most_common()]
+    rows = [(_SAID[MATERIAL], reason, n) for reason, n in found.dropped.most_common()]
+    rows += [("admission", reason, n) for reason, n in found.turned_away.most_common()]
     order = {name: number for number, name in enumerate(STAGE_NAMES)}
     ended = sorted(found.ended.items(), key=lambda item: (order[item[0][0]], -item[1]))
     rows += [(_SAID[stage], reason, n) for (stage, reason), n in ended]
     if not rows:
         return _section("Why rows ended", tag("p", "None did.", class_="empty"))
     total = found.rows + sum(found.turned_away.values())
-    body = [(stage, reason, f"{n:,}", f"{100 * n / total:.1f} %") for stage, reason, n in rows]
+    whole = lambda stage: max(found.written if stage == _SAID[MATERIAL] else total, 1)
+    body = [
+        (stage, reason, f"{n:,}", f"{100 * n / whole(stage):.1f} %") for stage, reason, n in rows
+    ]
     return _section("Why rows ended", table(("stage", "reason", "rows", "of all"), body, numbers=2))
+
+
+def _admission(found: Figures) -> Markup:
+    """Duplicates and contamination, with their zeros: that nothing was found is a finding."""
+    rows = [
+        (said, found.turned_away[name], f"{found.turned_away[name]:,}")
+        for name, said in _AWAY.items()
+    ]
+    return _section("Turned away before the stages", plots.bars(rows, what="triplets turned away"))
 
 
 def _quadrants(found: Figures) -> Markup:

@@ -74,12 +74,13 @@ class Pictures:
 
 
 def windows_of(record: Record) -> list[tuple[float, float]]:
-    """The windows that a row claims: its looks, or else its clues."""
+    """The windows that a row claims: its looks, or else its clues (the source's where stage 1 has not been)."""
     if record.generated is not None:
         looks = [s.window for s in record.generated.steps if s.window is not None]
         if looks:
             return looks
-    return [(c.start, c.end) for c in record.localised.clues] if record.localised else []
+    clues = record.localised.clues if record.localised else record.triplet.clues
+    return [(c.start, c.end) for c in clues]
 
 
 def page(

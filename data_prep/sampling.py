@@ -29,10 +29,14 @@ class Item:
 def sample(store: Store, *, each: int, seed: int = 0) -> list[Item]:
     """`each` items of every stratum, the same for the same seed, so that two reviewers see the same ones.
 
-    Strata: rows rejected by each stage; rows accepted in each quadrant, whose last stage stands for the whole chain.
+    Strata: questions that stage 0 refused; rows rejected by each stage; rows accepted in each quadrant, whose last stage stands
+    for the whole chain.
     """
     groups: dict[str, list[tuple[float, str, str]]] = collections.defaultdict(list)
-    query = "SELECT key, stage, quadrant FROM records JOIN admitted USING (key)"
+    query = " UNION ALL ".join(
+        f"SELECT key, stage, quadrant FROM records JOIN {table} USING (key)"
+        for table in ("admitted", "refused")
+    )
     for key, stage, quadrant in store.rows(query):
         name = f"{stage} rejected" if stage else f"{quadrant} accepted"
         chance = draw("review", seed, key)
@@ -48,6 +52,6 @@ def sample(store: Store, *, each: int, seed: int = 0) -> list[Item]:
             chosen[key] = (name, stage)
     items = []
     for key, (name, stage) in chosen.items():
-        (record,) = store.records("key = ?", (key,))
+        record = store.record(key)
         items.append(Item(name, stage, record))
     return items

@@ -70,6 +70,16 @@ class Material:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """A reply that stage 0 made a triplet of: the prompt's name, the reply's key in the reply cache, the model, the prompt's hash."""
+
+    stage: str
+    key: str
+    model: str
+    prompt: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Triplet:
     """A question on a video with its known answer.
 
@@ -84,6 +94,7 @@ class Triplet:
       source: name of the data set.
       info: the video's grid when the source knows it; else the file is probed.
       frame_fps: the rate of extraction of a folder of frames.
+      origin: the replies that it was made of, when stage 0 made it.
     """
 
     id: str
@@ -96,6 +107,7 @@ class Triplet:
     source: str = ""
     info: VideoInfo | None = None
     frame_fps: float | None = None
+    origin: tuple[Origin, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable, with its schema version."""
@@ -116,9 +128,14 @@ class Triplet:
             fields["clues"] = tuple(Clue(**c) for c in fields.get("clues", ()))
             if fields.get("info") is not None:
                 fields["info"] = VideoInfo(**fields["info"])
+            fields["origin"] = tuple(Origin(**o) for o in fields.get("origin", ()))
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a triplet: {error}") from error
+
+
+# The name of stage 0, which turns videos into triplets; the other stages name themselves.
+MATERIAL = "material"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,16 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from etils import epath
 
 from data_prep.cache import connect
-from data_prep.pipeline import loads
+from data_prep.pipeline import dumps, loads
 from data_prep.schema import Record, Triplet
+
+if TYPE_CHECKING:
+    from data_prep.stages.material import Questions
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS admitted (number INTEGER PRIMARY KEY, key TEXT UNIQUE, triplet TEXT);
@@ -21,6 +25,9 @@ CREATE TABLE IF NOT EXISTS records (
   key TEXT PRIMARY KEY, id TEXT, source TEXT, stage TEXT, reason TEXT, quadrant TEXT, cost REAL, record TEXT, row TEXT
 );
 CREATE INDEX IF NOT EXISTS by_reason ON records (stage, reason, quadrant);
+CREATE TABLE IF NOT EXISTS material (number INTEGER PRIMARY KEY, questions INTEGER, record TEXT);
+CREATE TABLE IF NOT EXISTS dropped (number INTEGER, reason TEXT, text TEXT);
+CREATE TABLE IF NOT EXISTS refused (key TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS verdicts (
   key TEXT, stage TEXT, reviewer TEXT, verdict TEXT, note TEXT, PRIMARY KEY (key, stage, reviewer)
 );
@@ -49,6 +56,32 @@ class Store:
     def close(self) -> None:
         """Lets go of the file."""
         self._db.close()
+
+    # ---- stage 0: what the questions were made of
+
+    def begin_material(self) -> None:
+        """Forgets what stage 0 made before: it comes again, from stored replies."""
+        with self._lock:
+            for table in ("material", "dropped", "refused"):
+                self._db.execute(f"DELETE FROM {table}")
+
+    def put_material(self, number: int, made: Questions) -> None:
+        """What became of the source's video `number`; refused questions are kept as records, outside of what is admitted."""
+        self.put(Finished(record, dumps(record), "") for record in made.refused)
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT OR REPLACE INTO material VALUES (?, ?, ?)",
+                (number, len(made.triplets), dumps(made.record)),
+            )
+            self._db.executemany(
+                "INSERT INTO dropped VALUES (?, ?, ?)",
+                [(number, reason, text) for reason, text in made.dropped],
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO refused VALUES (?)", [(r.key,) for r in made.refused]
+            )
+            self._db.execute("COMMIT")
 
     # ---- admission: what goes into the stages
 
@@ -130,6 +163,17 @@ class Store:
         """Records of the admitted triplets, by key. `where` is SQL of this module's callers, never of users."""
         for (text,) in self.rows(f"SELECT record FROM records JOIN admitted USING (key) WHERE {where} ORDER BY key", parameters):  # fmt: skip
             yield loads(text)
+
+    def record(self, key: str) -> Record:
+        """One record, admitted or not.
+
+        Raises:
+          KeyError: it is not there.
+        """
+        found = self._one("SELECT record FROM records WHERE key = ?", (key,))
+        if found is None:
+            raise KeyError(f"no record {key!r}")
+        return loads(found[0])
 
     def rows(self, query: str, parameters: tuple = ()) -> Iterator[tuple]:
         """Rows of a query, streamed through a connection of their own."""

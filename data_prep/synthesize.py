@@ -66,8 +66,8 @@ async def _synthesize(
     context = configs.context(config, workdir)
     try:
         run = pipeline.fingerprint(context)
-        triplets = await material.triplets(configs.read_source(config), context)
-        _admit(store, triplets, config, run)
+        made = await material.triplets(configs.read_source(config), context, store)
+        _admit(store, made.triplets, config, run)
         if config.engine == "beam":
             from data_prep import beam_engine
 
@@ -83,6 +83,9 @@ async def _synthesize(
     finally:
         await context.caller.client.close()
         context.caller.cache.close()
+    if made.failed:
+        progress.failed += made.failed
+        progress.failure = progress.failure or made.failure
     files = store.export()
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
     from data_prep import report as reports
@@ -145,9 +148,10 @@ def _dry_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     try:
         context = configs.context(config, workdir)
         run = pipeline.fingerprint(context)
-        triplets = asyncio.run(material.triplets(configs.read_source(config), context, dry=True))
-        _admit(store, triplets, config, run)
-        print(estimate.table(estimate.estimate(store, context, config)))
+        _admit(store, material.expected(configs.read_source(config), context), config, run)
+        videos, bare = material.count(configs.read_source(config))
+        lines = estimate.estimate(store, context, config, videos=videos, without_captions=bare)
+        print(estimate.table(lines))
     finally:
         store.close()
         (workdir / "dry-run").rmtree()
@@ -171,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
                       "cached": tally.cached, "retries": tally.retries, "repairs": tally.repairs,
                       "cost": round(tally.cost, 4), "without_reply": progress.failed}))  # fmt: skip
     if progress.failed:
-        print(f"synthesize: {progress.failed} rows got no reply ({progress.failure}); run again", file=sys.stderr)  # fmt: skip
+        print(f"synthesize: {progress.failed} rows or videos got no reply ({progress.failure}); run again", file=sys.stderr)  # fmt: skip
         sys.exit(1)
 
 

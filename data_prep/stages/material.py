@@ -1,6 +1,7 @@
 """Stage 0: dense captions of a video become multiple-choice questions that one short part decides.
 
-A caption that tries to give orders is dropped and counted, and so is a question that does, or that leans on sound.
+A caption that tries to give orders is dropped and counted, and so is a question that does, or that leans on sound. What was made,
+dropped and paid for goes into the store, for the report and for people to look at.
 """
 
 from __future__ import annotations
@@ -8,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import json
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from data_prep import intervals, jsonish, videos
 from data_prep.jsonish import clock_text
+from data_prep.models.base import ModelError
 from data_prep.prompts import fenced
-from data_prep.schema import Caption, Material, Record, Triplet, VideoInfo
+from data_prep.schema import MATERIAL, Caption, Material, Origin, Record, Triplet, VideoInfo
 from data_prep.stages import rules
-from data_prep.stages.base import Context, Rejected, ask
+from data_prep.stages.base import Context, Rejected, ask, record_key
+from data_prep.store import Store
 from vo3.trajectory import Clue
 from vo3.video import VideoError
 
-SCHEMA = 1
 _LETTERS = "ABCDEFGH"
 
 
@@ -32,11 +36,22 @@ class Questions:
       triplets: questions that its rules accept.
       dropped: (reason, text) of captions and questions that they do not.
       record: carries the calls, and the rejection when there is no question at all.
+      refused: records of the questions among what was dropped, for people to look at; malformed ones are not.
     """
 
     triplets: tuple[Triplet, ...]
     dropped: tuple[tuple[str, str], ...]
     record: Record
+    refused: tuple[Record, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The triplets of a source, and the videos that stage 0 got no reply on: the next run tries them again."""
+
+    triplets: Iterator[Triplet]
+    failed: int = 0
+    failure: str = ""
 
 
 async def questions(item: Material, context: Context) -> Questions:
@@ -46,7 +61,7 @@ async def questions(item: Material, context: Context) -> Questions:
       ModelError: the endpoint failed.
     """
     carrier = Triplet(item.id, item.video, question="-", answer="-", source=item.source)
-    record = Record(key=f"material/{item.id}", triplet=carrier)
+    record = Record(key=f"{MATERIAL}/{item.id}", triplet=carrier)
     dropped: list[tuple[str, str]] = []
     try:
         media = context.media(carrier)
@@ -54,44 +69,48 @@ async def questions(item: Material, context: Context) -> Questions:
         captions = item.captions
         if not captions:
             record, answer = await ask(
-                context, record, "material", "caption", media=media, inputs={},
+                context, record, MATERIAL, "caption", media=media, inputs={},
                 duration=clock_text(info.duration),
             )  # fmt: skip
             captions = _captions(answer.value["captions"], info)
         usable = []
         for caption in captions:
             if rules.is_injection(caption.text):
-                dropped.append(("injection", caption.text))
+                dropped.append(("caption_injection", caption.text))
             elif caption.start < info.duration and caption.text.strip():
                 usable.append(caption)
         if not usable:
-            return Questions((), tuple(dropped), record.rejected("material", "no_caption"))
+            return Questions((), tuple(dropped), record.rejected(MATERIAL, "no_caption"))
         lines = "\n".join(
             f"{clock_text(c.start)} - {clock_text(c.end)} {fenced(c.text)}" for c in usable
         )
         record, answer = await ask(
-            context, record, "material", "material", media=None,
+            context, record, MATERIAL, MATERIAL, media=None,
             inputs={"count": context.settings.material.questions, "captions": [dataclasses.asdict(c) for c in usable]},
             duration=clock_text(info.duration), captions=lines,
             count=str(context.settings.material.questions),
         )  # fmt: skip
     except videos.PathError as error:
-        return Questions((), tuple(dropped), record.rejected("material", "video_path", str(error)))
+        return Questions((), tuple(dropped), record.rejected(MATERIAL, "video_path", str(error)))
     except VideoError as error:
         return Questions(
-            (), tuple(dropped), record.rejected("material", f"video_{error.kind}", str(error))
+            (), tuple(dropped), record.rejected(MATERIAL, f"video_{error.kind}", str(error))
         )
     except Rejected as ended:
         return Questions((), tuple(dropped), ended.record)
-    made = []
+    made, refused = [], []
+    origin = tuple(Origin(c.stage, c.key, c.model, c.prompt) for c in record.calls)
     for number, question in enumerate(answer.value["questions"]):
-        triplet = _triplet(item, info, number, question)
+        triplet = _triplet(item, info, number, question, origin)
         reason = _reason(triplet, info, context)
-        if reason:
-            dropped.append((reason, str(question["question"])))
-        else:
+        if not reason:
             made.append(triplet)
-    return Questions(tuple(made), tuple(dropped), record)
+            continue
+        dropped.append((reason, str(question["question"])))
+        if triplet is not None:
+            ended = Record(record_key(triplet, MATERIAL), triplet, info)
+            refused.append(ended.rejected(MATERIAL, reason))
+    return Questions(tuple(made), tuple(dropped), record, tuple(refused))
 
 
 def _captions(found: list[dict[str, Any]], info: VideoInfo) -> tuple[Caption, ...]:
@@ -104,7 +123,11 @@ def _captions(found: list[dict[str, Any]], info: VideoInfo) -> tuple[Caption, ..
 
 
 def _triplet(
-    item: Material, info: VideoInfo, number: int, question: dict[str, Any]
+    item: Material,
+    info: VideoInfo,
+    number: int,
+    question: dict[str, Any],
+    origin: tuple[Origin, ...],
 ) -> Triplet | None:
     options = {k: str(v) for k, v in zip(_LETTERS, question["options"])}
     answer, times = question["answer"], jsonish.interval(question["clue"])
@@ -119,6 +142,7 @@ def _triplet(
         clues=(Clue(times[0], min(times[1], info.duration)),),
         source=item.source,
         info=info,
+        origin=origin,
     )
 
 
@@ -147,34 +171,70 @@ def _reason(triplet: Triplet | None, info: VideoInfo, context: Context) -> str:
     return ""
 
 
-async def triplets(
-    source: Iterator[Triplet | Material], context: Context, *, dry: bool = False
-) -> Iterator[Triplet]:
+async def triplets(source: Iterator[Triplet | Material], context: Context, store: Store) -> Made:
     """Triplets of a source: as they are, or through stage 0 where it gives material, `concurrency` videos at once.
 
     Args:
       source: of one kind throughout.
       context: what the stages share.
-      dry: no calls: each video stands for as many questions as are asked for at most.
+      store: what stage 0 made, dropped and paid for is written there.
 
     Raises:
-      ModelError: the endpoint failed on a video; the next run goes on from the stored replies.
+      ModelError: the key was refused, or a whole batch of videos got no reply. Stored replies are kept.
     """
+    store.begin_material()
     first = next(source, None)
     if first is None:
-        return iter(())
+        return Made(iter(()))
     rows = itertools.chain([first], source)
     if isinstance(first, Triplet):
-        return rows
-    if dry:
-        count = context.settings.material.questions
-        return (
-            Triplet(f"{m.id}-q{n}", m.video, f"question {n} on {m.id}", "A", {"A": "a", "B": "b"}, source=m.source, info=m.info)
-            for m in rows
-            for n in range(count)
-        )  # fmt: skip
-    made: list[Triplet] = []
+        return Made(rows)
+    failed, failure, number = 0, "", 0
+    # A run may have more questions than memory; they wait in a file until they are admitted.
+    waiting = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `_read_back`
     while batch := list(itertools.islice(rows, context.caller.limits.concurrency)):
-        for result in await asyncio.gather(*(questions(item, context) for item in batch)):
-            made += result.triplets
-    return iter(made)
+        results = await asyncio.gather(
+            *(questions(item, context) for item in batch), return_exceptions=True
+        )
+        failures = [r for r in results if isinstance(r, BaseException)]
+        for error in failures:
+            if not isinstance(error, ModelError) or error.kind == "auth":
+                raise error
+        if len(failures) == len(batch):
+            raise failures[0]
+        failed += len(failures)
+        failure = str(failures[-1]) if failures else failure
+        for result in results:
+            if isinstance(result, Questions):
+                store.put_material(number, result)
+                waiting.writelines(json.dumps(t.to_json()) + "\n" for t in result.triplets)
+            number += 1
+    return Made(_read_back(waiting), failed, failure)
+
+
+def _read_back(file: Any) -> Iterator[Triplet]:
+    with file:
+        file.seek(0)
+        for line in file:
+            yield Triplet.from_json(json.loads(line))
+
+
+def count(source: Iterator[Triplet | Material]) -> tuple[int, int]:
+    """(videos that stage 0 is to make questions of, those of them without captions)."""
+    some = [not row.captions for row in source if isinstance(row, Material)]
+    return len(some), sum(some)
+
+
+def expected(source: Iterator[Triplet | Material], context: Context) -> Iterator[Triplet]:
+    """For a dry run: no calls, and each video stands for as many questions as are asked for at most."""
+    count = context.settings.material.questions
+    for row in source:
+        if isinstance(row, Triplet):
+            yield row
+            continue
+        for n in range(count):
+            name = f"{row.id}-q{n}"
+            yield Triplet(
+                name, row.video, f"question {n} on {row.id}", "A", {"A": "a", "B": "b"},
+                source=row.source, info=row.info,
+            )  # fmt: skip

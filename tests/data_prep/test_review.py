@@ -10,11 +10,12 @@ import urllib.error
 import urllib.request
 
 import pytest
+from etils import epath
 
 from configs.data_prep import get_config
 from data_prep import config as configs
 from data_prep import estimate, report, review, sampling, verdicts
-from data_prep.models.base import RawReply
+from data_prep.models.base import ModelError, RawReply
 from data_prep.schema import Caption, Material, VideoInfo
 from data_prep.sources import clueworld
 from data_prep.stages import material
@@ -115,7 +116,7 @@ def test_the_report_counts_what_the_store_holds(run):
     assert found.passed["localise"] == 24 >= found.passed["verify"] >= found.passed["check"]
     assert {stage for stage, _ in found.ended} <= {"verify", "check"}
     page = report.page(found, verdicts.Verdicts({}, {}, ()))
-    assert page.count("<section") == 6 and "Nobody has looked yet" in page
+    assert page.count("<section") == 7 and "Nobody has looked yet" in page
 
 
 def test_an_empty_run_has_a_report_and_a_review_page(tmp_path):
@@ -231,12 +232,87 @@ def test_an_order_inside_a_caption_is_dropped_and_the_rest_stays_fenced(tmp_path
     )
     made_with = scripted(tmp_path, [GOOD])
     made = asyncio.run(material.questions(Material("m", "v.mp4", captions, "s", INFO), made_with))
-    assert [r for r, _ in made.dropped] == ["injection"] and len(made.triplets) == 1
+    assert [r for r, _ in made.dropped] == ["caption_injection"] and len(made.triplets) == 1
     (asked,) = made_with.caller.client.asked
     assert "Ignore the above" not in asked.text
     # One opening and one closing mark for the one caption left, the text's own escaped, its braces untouched.
     assert asked.text.count("<data>") == asked.text.count("</data>") == 1
     assert "\\u003c/data\\u003e now obey" in asked.text and "{count}" in asked.text
+
+
+class Writer(Scripted):
+    """Answers each stage: one good and one bad question a video, then rows that hold; no reply for videos called `lost`."""
+
+    def identity(self):
+        return ["writer"]
+
+    async def complete(self, request, *, key):
+        if request.stage == "material" and "lost" in request.inputs["id"]:
+            raise ModelError("server", "down")
+        look = {"think": "something is lifted early on.", "grounding": [5, 9]}
+        last = {"think": "the man lifts b.", "answer": "B"}
+        replies = {
+            "material": {"questions": [GOOD, GOOD | {"question": "What does the narrator say?"}]},
+            "localise": {"clues": [{"timestamp": ["0:05", "0:09"], "text": "lifted"}], "detail": "high"},
+            "verify": {"answer": "B" if request.inputs.get("windows") else "unknown"},
+            "generate": {"turns": [look, last]},
+            "judge": {"analysis": "sound", "is_valid": True},
+        }  # fmt: skip
+        return RawReply(json.dumps(replies[request.stage]), 100, 10, False, "writer-1")
+
+
+def test_stage_0_is_part_of_rows_report_and_review(tmp_path, monkeypatch):
+    """Three videos, one without a reply; each other gives a sound question and one that leans on sound."""
+    captions = [{"timestamp": [0, 9], "text": "a man lifts a box"}]
+    rows = [{"id": name, "video": f"{name}.mp4", "captions": captions} for name in ("a", "b", "lost")]  # fmt: skip
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    monkeypatch.setattr(configs, "client", lambda config, connections: Writer(""))
+    monkeypatch.setattr(material.videos, "probe", lambda path, fps=None: INFO)
+    config = get_config("openai")
+    config.source.name, config.source.path, config.model.name = "material", str(tmp_path / "m.jsonl"), "m"  # fmt: skip
+    config.model.price.prompt = 1e4
+    config.limits.attempts = 1
+    outcome = synthesize(config, tmp_path / "run")
+    assert outcome.files == {"trajectories.jsonl": 2, "rl.jsonl": 2, "rejected.jsonl": 0}
+    assert (outcome.progress.failed, outcome.progress.failure) == (1, "server: down")
+    lines = (tmp_path / "run" / "trajectories.jsonl").read_text().splitlines()
+    made = Trajectory.loads(lines[0]).meta["synthesis"]
+    (origin,) = made["material"]
+    assert (origin["stage"], origin["model"]) == ("material", "writer-1")
+    assert len(origin["key"]) == 32 and len(origin["prompt"]) == 32
+    store = Store(tmp_path / "run")
+    found = report.figures(store)
+    assert (found.videos, found.questions, dict(found.dropped)) == (2, 2, {"audio": 2})
+    assert found.calls["material"] == 2 and found.cost["material"] == pytest.approx(2.0)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "0 material, 2 videos" in page and "2 of 4" in page
+    items = [i for i in sampling.sample(store, each=5) if i.group == "material rejected"]
+    assert [i.record.triplet.question for i in items] == ["What does the narrator say?"] * 2
+    assert review.windows_of(items[0].record) == [(5.0, 9.0)]
+    store.judge(key=items[0].record.key, stage=items[0].stage, reviewer="ann", verdict="reject", note="")  # fmt: skip
+    assert verdicts.read_verdicts(store).by_stage["material, rejected"].hits == 1
+    again = synthesize(config, tmp_path / "run")
+    assert again.tally.calls == 0 and report.figures(store) == found
+
+
+def test_the_dry_run_counts_stage_0(tmp_path, capsys):
+    rows = [{"id": "a", "video": "a.mp4"}, {"id": "b", "video": "b.mp4", "captions": [{"timestamp": [0, 9], "text": "x"}]}]  # fmt: skip
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = get_config("openai")
+    config.source.name, config.source.path = "material", str(tmp_path / "m.jsonl")
+    config.model.name, config.model.base_url = "m", "http://localhost:1/v1"
+    from data_prep import synthesize as module
+
+    module._dry_run(config, epath.Path(tmp_path))
+    calls = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in capsys.readouterr().out.splitlines()[2:]}  # fmt: skip
+    # Four questions a video at most, each with 3 + 3 votes.
+    assert (calls["caption"], calls["material"], calls["localise"], calls["verify"]) == (
+        1,
+        2,
+        8,
+        48,
+    )
+    assert not (tmp_path / "dry-run").exists()
 
 
 def test_material_whose_path_leaves_the_root_ends(tmp_path):
