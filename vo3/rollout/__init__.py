@@ -5,6 +5,7 @@ from vo3.rollout.engine import Engine
 from vo3.rollout.errors import BucketError, ContextError, OptionError, RolloutError
 from vo3.rollout.group import GroupRollout
 from vo3.rollout.groups import GroupEngine
+from vo3.rollout.job import Job
 from vo3.rollout.policy import RolloutPolicy
 from vo3.rollout.run import Rollout
 from vo3.rollout.sampler import Sampling
@@ -17,6 +18,7 @@ __all__ = [
     "GroupBuckets",
     "GroupEngine",
     "GroupRollout",
+    "Job",
     "OptionError",
     "Rollout",
     "RolloutError",

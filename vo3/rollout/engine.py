@@ -21,10 +21,29 @@ from vo3.rollout.buckets import Buckets
 from vo3.rollout.kv_cache import PrefixStore, prefix_key
 from vo3.rollout.policy import RolloutPolicy
 from vo3.rollout.programs import Programs
-from vo3.rollout.run import Begin, Look, OnEvent, Prefill, Request, Rollout, Run, Sample, Video
+from vo3.rollout.run import (
+    Begin,
+    Look,
+    OnEvent,
+    Prefill,
+    Request,
+    Rollout,
+    Run,
+    Sample,
+    Video,
+    look,
+)
 from vo3.rollout.sampler import Sampling
 from vo3.rollout.session import Session
-from vo3.rollout.setting import Opening, Setting, longest, own_pack, own_tokenizer, turn_ends
+from vo3.rollout.setting import (
+    Opening,
+    Setting,
+    longest,
+    own_dialect,
+    own_pack,
+    own_tokenizer,
+    turn_ends,
+)
 from vo3.rollout.stops import SampledTurn, StopWatch
 from vo3.trajectory import Task
 from vo3.video import Clip, VideoError
@@ -54,16 +73,16 @@ class Engine:
         Args:
           model: with its parameters where they shall stay.
           tokenizer: None: the model's own, `model.tokenizer`.
-          pack: prompt pack or its name; None: the model's own, else "default".
-          policy: default limits; None: evaluation's.
+          pack: prompt pack or its name; None: the model's own, else its dialect's.
+          policy: default limits, and the dialect; None: evaluation's in the model's dialect.
           buckets: static shapes; capacities are cut at the longest context.
           shared_prefixes: how many prefilled overviews are kept on the device.
           programs: those of another engine of this model, to share what it has compiled.
         """
         self.model = model
         self.tokenizer = own_tokenizer(model, tokenizer)
-        self.pack = own_pack(model, pack)
-        self.policy = policy or RolloutPolicy()
+        self.policy = policy or RolloutPolicy(dialect=own_dialect(model))
+        self.pack = own_pack(model, pack, self.policy.dialect)
         self.prefixes = PrefixStore(shared_prefixes)
         self._overview: tuple[weakref.ref, Clip] | None = None
         self._programs = programs or Programs(model)
@@ -157,7 +176,7 @@ class Engine:
             case Sample(watch, on_token):
                 return self.sample_turn(session, watch, run.sampling, on_token)
             case Look(call):
-                return video.crop(call.start, call.end, call.strategy)
+                return look(video, call)
         return None
 
     def _begin(self, session: Session, opening: Opening, setting: Setting) -> None:

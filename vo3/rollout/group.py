@@ -10,8 +10,9 @@ from vo3.models.qwen2_5_vl.config import VisionConfig
 from vo3.rollout.context import Context, Counts
 from vo3.rollout.errors import RolloutError
 from vo3.rollout.host_calls import HostCalls, Ticket
+from vo3.rollout.job import Job
 from vo3.rollout.leaf import Leaf
-from vo3.rollout.run import Rollout, Video
+from vo3.rollout.run import Rollout, Video, look
 from vo3.rollout.sampler import Sampling
 from vo3.rollout.setting import Opening, Setting
 from vo3.rollout.stream import Stream
@@ -28,11 +29,13 @@ class GroupRollout:
       task: the task.
       rollouts: all n of them, in order; none when the group could not begin.
       error: why it could not begin: the overview cannot be read, or the question is longer than the context.
+      cause: that error itself.
     """
 
     task: Task
     rollouts: tuple[Rollout, ...]
     error: str | None = None
+    cause: VideoError | RolloutError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +52,16 @@ class Group:
     """A task: first its video is opened on a host thread, then it stands in a slot.
 
     Attributes:
-      task: the task.
+      job: the task with what is its own.
       number: of the group in its run.
       prompt: the opening's tokens, on their way into the prefix.
       leaves: its rollouts; empty until `start`.
-      error: why it could not begin.
+      error: why it could not begin; cause: that error itself.
     """
 
     def __init__(
         self,
-        task: Task,
+        job: Job,
         number: int,
         *,
         open_video: Callable[[Task], Video],
@@ -69,17 +72,19 @@ class Group:
         """Has the video opened and the overview read.
 
         Args:
-          task, number: see above.
+          job, number: see above.
           open_video: opens the task's video.
           host: where to.
           vision: of the model.
           table: buckets of patches.
         """
-        self.task, self.number = task, number
+        self.job, self.task, self.number = job, job.task, number
         self.prompt: Stream | None = None
         self.leaves: tuple[Leaf, ...] = ()
         self.error: str | None = None
+        self.cause: VideoError | RolloutError | None = None
         self._host, self._vision, self._table = host, vision, table
+        task = job.task
         self.name = task.video if isinstance(task.video, str) else f"the video of task {task.id}"
 
         def work() -> Opened:
@@ -95,10 +100,12 @@ class Group:
         """Encodes the question and begins the rollouts; sets `error` where that cannot be.
 
         Args:
-          setting: of the engine.
+          setting: of the engine; a policy of the job's own comes before its policy.
           samplings: one per rollout, with its seed.
           longest: tokens that a prefix may have.
         """
+        if self.job.policy is not None:
+            setting = dataclasses.replace(setting, policy=self.job.policy)
         try:
             opened = self.ticket.result()
             opening = Opening.of(self.task, opened.overview, setting, seconds=opened.seconds)
@@ -109,7 +116,7 @@ class Group:
                     "a bucket that holds it, or lower CropPolicy.overview_quota"
                 )
         except (VideoError, RolloutError) as error:
-            self.error = f"{type(error).__name__}: {error}"
+            self.error, self.cause = f"{type(error).__name__}: {error}", error
             return
         context = Context()
         context.append(opening.encoded)
@@ -117,9 +124,20 @@ class Group:
         self.prompt = Stream(context, Counts())
         self.prompt.show(opened.patches, 0)
         self.leaves = tuple(
-            Leaf(setting, opening, opened.video, sampling, self._fetch(opened.video))
+            Leaf(
+                setting,
+                opening,
+                opened.video,
+                sampling,
+                self._fetch(opened.video),
+                self.job.on_event,
+            )
             for sampling in samplings
         )
+
+    def leave(self) -> None:
+        """Ends it without rollouts: nobody wants them any more."""
+        self.error = "nobody waits for it any more"
 
     @property
     def done(self) -> bool:
@@ -128,12 +146,13 @@ class Group:
 
     def result(self) -> GroupRollout:
         """The finished group."""
-        return GroupRollout(self.task, tuple(leaf.rollout for leaf in self.leaves), self.error)
+        rollouts = () if self.error else tuple(leaf.rollout for leaf in self.leaves)
+        return GroupRollout(self.task, rollouts, self.error, self.cause)
 
     def _fetch(self, video: Video):
         def fetch(call) -> Ticket[tuple[Clip, list[Patches]]]:
             def work() -> tuple[Clip, list[Patches]]:
-                clip = video.crop(call.start, call.end, call.strategy)
+                clip = look(video, call)
                 return clip, list(clip_patches(clip, self._vision, self._table, 0))
 
             return self._host.submit(work, self.name)

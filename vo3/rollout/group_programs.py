@@ -119,15 +119,13 @@ class GroupPrograms:
         self, prefix: PrefixCache, drawn: Drawn, chunk: Chunk, features: Array, knobs: Knobs, *, method: Method
     ) -> tuple[PrefixCache, Drawn]:  # fmt: skip
         """Appends a chunk to prefixes and draws the first tokens of the turns behind it."""
-        chunk = jax.tree.map(self._places.put, chunk)
-        leaves = self._weights.leaves
         return self._prompt(
-            leaves,
+            self._weights.leaves,
             prefix=prefix,
             drawn=drawn,
-            chunk=chunk,
+            chunk=jax.tree.map(self._places.put, chunk),
             features=features,
-            knobs=knobs,
+            knobs=self._put_knobs(knobs),
             method=method,
         )
 
@@ -144,7 +142,7 @@ class GroupPrograms:
             lengths=self._places.put(lengths),
             chunk=jax.tree.map(self._places.put, chunk),
             features=features,
-            knobs=knobs,
+            knobs=self._put_knobs(knobs),
             method=method,
         )
 
@@ -159,7 +157,7 @@ class GroupPrograms:
             suffix=suffix,
             drawn=drawn,
             lengths=lengths,
-            knobs=knobs,
+            knobs=self._put_knobs(knobs),
             method=method,
         )
 
@@ -238,6 +236,10 @@ class GroupPrograms:
         own = lambda x: x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
         caches = jax.tree.leaves((state.prefix, state.suffix))
         return sum(math.prod(own(x)) * x.dtype.itemsize for x in caches)
+
+    def _put_knobs(self, knobs: Knobs) -> Knobs:
+        """Knobs of every row lie as the rows do; one for all is the same number everywhere."""
+        return jax.tree.map(lambda x: self._places.put(x) if x.ndim else x, knobs)
 
     # Bodies. Each notes its compilation: the Python code below runs once per compiled program.
 

@@ -19,11 +19,12 @@ from vo3.rollout.group import GroupRollout
 from vo3.rollout.group_counts import GroupCounts
 from vo3.rollout.group_programs import GroupPrograms
 from vo3.rollout.host_calls import HostCalls
+from vo3.rollout.job import Job
 from vo3.rollout.policy import RolloutPolicy
-from vo3.rollout.rolling import Rolling, host_knobs
+from vo3.rollout.rolling import Rolling
 from vo3.rollout.run import Video
-from vo3.rollout.sampler import Sampling
-from vo3.rollout.setting import Setting, longest, own_pack, own_tokenizer
+from vo3.rollout.sampler import Sampling, host_knobs
+from vo3.rollout.setting import Setting, longest, own_dialect, own_pack, own_tokenizer
 from vo3.trajectory import Task
 
 
@@ -74,8 +75,8 @@ class GroupEngine:
             )
         self.model = model
         self.tokenizer = own_tokenizer(model, tokenizer)
-        self.pack = own_pack(model, pack)
-        self.policy = policy or RolloutPolicy(mode="rl")
+        self.policy = policy or RolloutPolicy(mode="rl", dialect=own_dialect(model))
+        self.pack = own_pack(model, pack, self.policy.dialect)
         self.rollouts = rollouts
         self.counts = GroupCounts()
         self._lanes, self._workers, self._timeout_s = lanes, workers, timeout_s
@@ -138,6 +139,32 @@ class GroupEngine:
         Raises:
           RuntimeError: another run of this engine is under way.
         """
+        sampling = sampling or Sampling(temperature=1.0)
+        yield from self._roll(map(Job, tasks), open_video, sampling=sampling, seed=seed)
+
+    def serve(
+        self, jobs: Iterable[Job | None], open_video: Callable[[Task], Video]
+    ) -> Iterator[GroupRollout]:
+        """The groups of jobs that come one by one, each as soon as it is done; until `jobs` ends.
+
+        Args:
+          jobs: each with its sampling (None: greedy). None says that there is none at the moment, and is asked again soon; the iterator may
+            wait where nothing is under way.
+          open_video: see `run`.
+
+        Raises:
+          RuntimeError: another run of this engine is under way.
+          NotImplementedError: several processes share the model.
+        """
+        if self._programs.shared:
+            raise NotImplementedError(
+                "jobs that come one by one are served in one process; processes that share a model would have to agree on each"
+            )
+        yield from self._roll(jobs, open_video, sampling=Sampling(), seed=0, live=True)
+
+    def _roll(
+        self, jobs: Iterable[Job | None], open_video: Callable[[Task], Video], **options
+    ) -> Iterator[GroupRollout]:
         if self._running:
             raise RuntimeError("another run is under way; exhaust or close it first")
         self._running = True
@@ -148,12 +175,11 @@ class GroupEngine:
                 self._buckets,
                 Setting.of(self.model, self.tokenizer, self.pack, self.policy),
                 self.counts,
-                tasks=tasks,
+                jobs=jobs,
                 open_video=open_video,
-                sampling=sampling or Sampling(temperature=1.0),
-                seed=seed,
                 lanes=self._lanes,
                 steps=self._steps,
+                **options,
             ).groups(host)
         finally:
             host.close()

@@ -18,7 +18,7 @@ from vo3.rollout.group_places import GroupState
 from vo3.rollout.group_programs import GroupPrograms
 from vo3.rollout.leaf import Leaf
 from vo3.rollout.lockstep import Need
-from vo3.rollout.sampler import Knobs, Method
+from vo3.rollout.sampler import Knobs, Method, Sampling, host_knobs
 from vo3.rollout.stream import FeatureBuffer, Stream
 
 # Slots kept free when a suffix cache is chosen, so that it does not grow with every clip.
@@ -37,8 +37,7 @@ class Lane:
         programs: GroupPrograms,
         buckets: GroupBuckets,
         *,
-        knobs: Knobs,
-        method: Method,
+        sampling: Sampling | None,
         counts: GroupCounts,
         agree: Callable[[Need], Need],
         steps: int = 1,
@@ -48,21 +47,25 @@ class Lane:
         Args:
           programs: of the model.
           buckets: static shapes.
-          knobs, method: how tokens are drawn.
+          sampling: how tokens are drawn; None: as each leaf says.
           counts: where work is counted.
           agree: makes one need of every process's.
           steps: tokens decoded between two agreements.
         """
         self.slots: list[Group | None] = [None] * programs.groups
         self._programs, self._buckets = programs, buckets
-        self._knobs, self._method = knobs, method
+        self._drawing = None if sampling is None else (host_knobs(sampling), sampling.method)
         self._counts, self._agree, self._steps = counts, agree, steps
         self._state: GroupState | None = None
         self._buffers = [FeatureBuffer(buckets.features) for _ in range(programs.shards)]
         self._refit = False
 
     def put(self, slot: int, group: Group | None) -> None:
-        """Places a group that has begun, or clears the slot."""
+        """Places a group that has begun, or clears the slot; of a group that had not ended nothing is left."""
+        standing = self.slots[slot]
+        if standing is not None:
+            for stream in (standing.prompt, *(leaf.stream for leaf in standing.leaves)):
+                stream.drop(self._buffer(slot))
         self.slots[slot] = group
         self._refit = True
 
@@ -182,9 +185,9 @@ class Lane:
                 for number, leaf in enumerate(group.leaves):
                     self._begin(chunk, slot, number, count - 1, leaf)
                     begun.append(leaf)
-        state = self._state
+        state, (knobs, method) = self._state, self._draws()
         state.prefix, state.drawn = self._programs.prompt(
-            state.prefix, state.drawn, chunk, state.features, self._knobs, method=self._method
+            state.prefix, state.drawn, chunk, state.features, knobs, method=method
         )
         for leaf in begun:
             leaf.prefilled()
@@ -204,7 +207,7 @@ class Lane:
             if not len(leaf.stream.context.waiting()):
                 self._begin(chunk, slot, number, filled[slot] - 1, leaf)
                 begun.append(leaf)
-        state = self._state
+        state, (knobs, method) = self._state, self._draws()
         state.suffix, state.drawn = self._programs.extend(
             state.prefix,
             state.suffix,
@@ -212,8 +215,8 @@ class Lane:
             self._lengths().prefix,
             chunk,
             state.features,
-            self._knobs,
-            method=self._method,
+            knobs,
+            method=method,
         )
         for leaf in begun:
             leaf.prefilled()
@@ -224,9 +227,9 @@ class Lane:
         lengths = self._lengths()
         for slot, number, _ in live:
             lengths.active[slot, number] = True
-        drawn = state.drawn
+        drawn, (knobs, method) = state.drawn, self._draws()
         state.suffix, state.drawn = self._programs.decode(
-            state.prefix, state.suffix, drawn, lengths, self._knobs, method=self._method
+            state.prefix, state.suffix, drawn, lengths, knobs, method=method
         )
         shape = lengths.active.shape
         tokens = self._programs.local(drawn.token).reshape(shape)
@@ -247,8 +250,7 @@ class Lane:
     ) -> None:
         """Puts the first `count` waiting tokens of a stream into its row."""
         first = stream.used
-        shard = slot * self._programs.shards // len(self.slots)
-        tokens, rows = stream.take(count, self._buffers[shard])
+        tokens, rows = stream.take(count, self._buffer(slot))
         part = slice(start, start + count)
         chunk.ids[slot, part] = tokens.ids
         chunk.positions[slot, :, part] = tokens.positions
@@ -263,6 +265,22 @@ class Lane:
         chunk.position[slot, number] = leaf.stream.context.state.position
         chunk.count[slot, number] = leaf.stream.counts.sampled
         chunk.seed[slot, number] = leaf.sampling.seed
+
+    def _buffer(self, slot: int) -> FeatureBuffer:
+        return self._buffers[slot * self._programs.shards // len(self.slots)]
+
+    def _draws(self) -> tuple[Knobs, Method]:
+        """How tokens are drawn: for all alike, or a row of knobs for each leaf."""
+        if self._drawing is not None:
+            return self._drawing
+        leaves = self._programs.leaves
+        samplings = [Sampling()] * (len(self.slots) * leaves)
+        for slot, group in enumerate(self.slots):
+            if group is not None:
+                own = [leaf.sampling for leaf in group.leaves]
+                samplings[slot * leaves : (slot + 1) * leaves] = own
+        greedy = all(sampling.temperature == 0 for sampling in samplings)
+        return Knobs.rows(samplings), "greedy" if greedy else "mixed"
 
     def _lengths(self) -> Lengths:
         lengths = Lengths.empty(len(self.slots), self._programs.leaves)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from vo3.rollout.context import Context, Counts
 from vo3.rollout.host_calls import Ticket
-from vo3.rollout.run import Begin, Look, Prefill, Rollout, Run, Sample, Video
+from vo3.rollout.run import Begin, Look, OnEvent, Prefill, Rollout, Run, Sample, Video
 from vo3.rollout.sampler import Sampling
 from vo3.rollout.setting import Opening, Setting
 from vo3.rollout.stops import SampledTurn
@@ -39,7 +39,13 @@ class Leaf:
     """
 
     def __init__(
-        self, setting: Setting, opening: Opening, video: Video, sampling: Sampling, fetch: Fetch
+        self,
+        setting: Setting,
+        opening: Opening,
+        video: Video,
+        sampling: Sampling,
+        fetch: Fetch,
+        on_event: OnEvent | None = None,
     ):
         """Begins a conversation whose opening is to become the group's prefix."""
         state = opening.encoded.state
@@ -60,6 +66,7 @@ class Leaf:
             counts=self.stream.counts,
             duration=video.duration,
             sampling=sampling,
+            on_event=on_event,
         )
         self._steps = self._run.steps()
         self._sample: Sample | None = None

@@ -20,7 +20,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.visibility import Visibility
@@ -150,6 +150,30 @@ class Programs:
             for larger in buckets.capacity[number:]:
                 jax.block_until_ready(self.resize(cache, larger))
 
+    def lowered(
+        self, *, patches: int, tokens: int, capacity: int, device: jax.Device, method: Method = "greedy"
+    ) -> dict[str, jax.stages.Lowered]:
+        """`encode`, `prefill`, `decode` and `resize` for these sizes and one conversation, lowered for `device`, where the model's shapes
+        are said to lie and which need not be there."""
+        where = SingleDeviceSharding(device)
+        laid = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        abstract = lambda make: jax.tree.map(laid, jax.eval_shape(make))
+        vision, text, weights = self.config.vision, self.config.text, self._weights.leaves
+        inputs = jax.tree.map(laid, vision_inputs((), vision, pad_patches=patches))
+        pixels = laid(jax.ShapeDtypeStruct((patches, vision.patch_dim), jnp.float32))
+        cache = abstract(lambda: KVCache.empty(text, 1, capacity, dtype=self.dtype))
+        one = np.ones(1, np.int32)
+        ids, places = np.zeros((1, tokens), np.int32), np.zeros((3, 1, tokens), np.int32)
+        rows = abstract(lambda: jnp.zeros((tokens, text.hidden_size), self.dtype))
+        drawn = Drawn(one, np.ones(1, np.float32), one, one, one.astype(np.uint32), one > 0)
+        knobs = Knobs.of(Sampling())
+        return {
+            "encode": self._encode.lower(weights, pixels, inputs),
+            "prefill": self._prefill.lower(weights, cache, ids, places, one, rows, ids),
+            "decode": self._decode.lower(weights, cache, drawn, knobs, method=method),
+            "resize": self._resize.lower(cache, capacity=capacity),
+        }
+
     # Bodies. Each notes its compilation: the Python code below runs once per compiled program.
 
     def _note(self, *key) -> None:
@@ -172,7 +196,7 @@ class Programs:
         batch, tokens = ids.shape
         self._note("prefill", batch, tokens, cache.capacity)
         step = jnp.arange(tokens, dtype=jnp.int32)[None]
-        seen = _document(cache.length[:, None] + step, step < valid[:, None])
+        seen = Visibility.document(cache.length[:, None] + step, step < valid[:, None])
         model = self._weights.model(weights)
         out = model(
             ids, positions, seen, features=rows, feature_index=index, cache=cache, logits="last"
@@ -187,7 +211,7 @@ class Programs:
     def _decode_body(self, weights, cache, drawn, knobs, *, method):
         self._note("decode", cache.batch, cache.capacity, method)
         positions = jnp.broadcast_to(drawn.position[None, :, None], (3, cache.batch, 1))
-        seen = _document(cache.length[:, None], drawn.active[:, None])
+        seen = Visibility.document(cache.length[:, None], drawn.active[:, None])
         out = self._weights.model(weights)(
             drawn.token[:, None], positions, seen, cache=cache, logits="all"
         )
@@ -216,15 +240,3 @@ class _Places:
         whole = NamedSharding(mesh.mesh, PartitionSpec())
         seen = Visibility(whole, whole, whole, whole, whole)
         return cls(KVCache(k=heads, v=heads, visibility=seen, length=whole), whole)
-
-
-def _document(order: Int[Array, "B L"], valid: Array) -> Visibility:
-    """One causal document per row; the rest is padding."""
-    zero = jnp.zeros_like(order)
-    return Visibility(
-        order=order,
-        enter=jnp.where(valid, zero, zero - 1),
-        leave=jnp.where(valid, zero + 1, zero - 1),
-        kind=zero,
-        hide=zero,
-    )

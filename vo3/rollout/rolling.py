@@ -1,4 +1,7 @@
-"""One run over tasks: videos are opened ahead, groups take slots and leave them, results come out in the order of the tasks."""
+"""One run over tasks: videos are opened ahead, groups take slots and leave them, results come out in the order of the tasks.
+
+Or, live: tasks come when they come, and each result goes out when it is there.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-import jax
-import numpy as np
 from absl import logging
 
 from vo3.rollout.buckets import GroupBuckets
@@ -17,10 +18,11 @@ from vo3.rollout.group import Group, GroupRollout
 from vo3.rollout.group_counts import GroupCounts
 from vo3.rollout.group_programs import GroupPrograms
 from vo3.rollout.host_calls import HostCalls
+from vo3.rollout.job import Job
 from vo3.rollout.lane import Lane
 from vo3.rollout.lockstep import agree
 from vo3.rollout.run import Video
-from vo3.rollout.sampler import Knobs, Sampling
+from vo3.rollout.sampler import Sampling
 from vo3.rollout.setting import Setting
 from vo3.trajectory import Task
 
@@ -33,7 +35,7 @@ _WAIT_S = 0.05
 
 
 class Rolling:
-    """One run: tasks in, groups out."""
+    """One run: jobs in, groups out."""
 
     def __init__(
         self,
@@ -42,24 +44,28 @@ class Rolling:
         setting: Setting,
         counts: GroupCounts,
         *,
-        tasks: Iterable[Task],
+        jobs: Iterable[Job | None],
         open_video: Callable[[Task], Video],
         sampling: Sampling,
         seed: int,
         lanes: int,
         steps: int,
+        live: bool = False,
     ):
         """Prepares a run; `groups` does it.
 
         Args:
           programs, buckets, setting, counts: of the engine.
-          tasks, open_video, sampling, seed: see `GroupEngine.run`.
+          jobs: None among them says that there is no next one yet.
+          open_video, sampling, seed: see `GroupEngine.run`.
           lanes: batches of groups.
           steps: tokens decoded between two agreements.
+          live: whether every job's sampling is its own, and results come as they are done.
         """
         self.programs, self.buckets = programs, buckets
         self.setting, self.counts = setting, counts
-        self.tasks, self.open_video = iter(tasks), open_video
+        self.jobs, self.open_video = iter(jobs), open_video
+        self.live = live
         self.sampling, self.seed = sampling, seed
         self.opening: collections.deque[Group] = collections.deque()
         self.finished: dict[int, GroupRollout] = {}
@@ -69,8 +75,7 @@ class Rolling:
             Lane(
                 programs,
                 buckets,
-                knobs=host_knobs(sampling),
-                method=sampling.method,
+                sampling=None if live else sampling,
                 counts=counts,
                 agree=agree if programs.shared else lambda need: need,
                 steps=steps,
@@ -84,6 +89,7 @@ class Rolling:
             idle, busy = True, False
             for lane in self.lanes:
                 self._pull(host)
+                self._drop_left(lane)
                 self._place(lane)
                 for _, _, leaf in list(lane.leaves("clip")):
                     if leaf.ticket.done:
@@ -91,13 +97,17 @@ class Rolling:
                 need = lane.step(busy=not self.exhausted or bool(self.opening))
                 idle, busy = idle and need.idle, busy or bool(need.busy)
                 self._clear(lane)
-            while self.given in self.finished:
-                yield self.finished.pop(self.given)
+            while (number := self._next_out()) in self.finished:
                 self.given += 1
+                yield self.finished.pop(number)
             if not busy:
                 return
             if idle:
                 self._wait(host)
+
+    def _next_out(self) -> int | None:
+        """The group that is to come out next."""
+        return next(iter(self.finished), None) if self.live else self.given
 
     def _pull(self, host: HostCalls) -> None:
         """Has the videos of the next tasks opened."""
@@ -108,13 +118,16 @@ class Rolling:
             and len(self.opening) < free + _AHEAD
             and self.pulled < self.given + _BEHIND * slots
         ):
-            task = next(self.tasks, None)
-            if task is None:
+            try:
+                job = next(self.jobs)
+            except StopIteration:
                 self.exhausted = True
+                return
+            if job is None:
                 return
             self.opening.append(
                 Group(
-                    task,
+                    job,
                     self.pulled,
                     open_video=self.open_video,
                     host=host,
@@ -132,18 +145,33 @@ class Rolling:
                 if group is None:
                     return
                 self.opening.remove(group)
-                seeds = [
-                    rollout_seed(self.seed, group.task.id, number)
-                    for number in range(self.programs.leaves)
-                ]
-                samplings = [dataclasses.replace(self.sampling, seed=seed) for seed in seeds]
-                group.start(self.setting, samplings, longest=self.buckets.prefix[-1])
+                group.start(self.setting, self._samplings(group), longest=self.buckets.prefix[-1])
                 if group.error is not None:
                     self._finish(group)
                     continue
                 self.counts.overviews += 1
                 lane.put(slot, group)
                 standing = group
+
+    def _samplings(self, group: Group) -> list[Sampling]:
+        if group.job.sampling is not None:
+            return [group.job.sampling] * self.programs.leaves
+        seeds = [
+            rollout_seed(self.seed, group.task.id, number) for number in range(self.programs.leaves)
+        ]
+        return [dataclasses.replace(self.sampling, seed=seed) for seed in seeds]
+
+    def _drop_left(self, lane: Lane) -> None:
+        """Ends the groups that nobody waits for any more."""
+        for slot, group in enumerate(lane.slots):
+            if group is not None and group.job.gone():
+                group.leave()
+                lane.put(slot, None)
+                self._finish(group)
+        for group in [group for group in self.opening if group.job.gone()]:
+            group.leave()
+            self.opening.remove(group)
+            self._finish(group)
 
     def _clear(self, lane: Lane) -> None:
         """Frees the slots of groups that have ended."""
@@ -178,11 +206,6 @@ class Rolling:
         if tickets:  # one that is done by now ends the wait at once
             host.wait(tickets, _WAIT_S)
         self.counts.waited_s += time.perf_counter() - began
-
-
-def host_knobs(sampling: Sampling) -> Knobs:
-    """On the host: every process hands in the same numbers."""
-    return jax.tree.map(np.asarray, Knobs.of(sampling))
 
 
 def rollout_seed(seed: int, task: str, number: int) -> int:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
-from vo3.chat import assistant_tail, parse_turn, task_mode
-from vo3.chat.tags import ANSWER_END, CALL_END, ParsedTurn
+from vo3.chat import assistant_tail, task_mode
+from vo3.chat.tags import ANSWER_END, ParsedTurn
 from vo3.rollout import events
 from vo3.rollout.context import Context, Counts
 from vo3.rollout.sampler import Sampling
@@ -37,8 +37,19 @@ class Video(Protocol):
     def overview(self) -> Clip:
         """The whole video, coarsely."""
 
-    def crop(self, t0: float, t1: float, strategy: str) -> Clip:
-        """A window of it."""
+    def crop(self, t0: float, t1: float, strategy: str | None) -> Clip:
+        """A window of it; also with `rate=` frames per second, where a dialect's calls ask for one."""
+
+
+def look(video: Video, call: Call) -> Clip:
+    """The clip of a call.
+
+    Raises:
+      VideoError: see `VideoCrop.crop`.
+    """
+    if call.fps is None:
+        return video.crop(call.start, call.end, call.strategy)
+    return video.crop(call.start, call.end, call.strategy, rate=call.fps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +169,7 @@ class Run:
             "seed": self.sampling.seed,
             "temperature": self.sampling.temperature,
             "limit": end.limit,
+            "dialect": self.policy.dialect,
             "tokens": {"context": len(self.context), **dataclasses.asdict(self.counts)},
             "seconds": time.perf_counter() - began + self.opening.seconds,
         }
@@ -242,7 +254,7 @@ class Run:
         self._emit(events.TurnStart(number, forced))
         room = setting.max_length - len(self.context)
         # Where no call is possible any more only an answer can end the turn early.
-        closed = () if self.tools and not forced else (CALL_END,)
+        closed = () if self.tools and not forced else (setting.dialect.call_end,)
         tags = [tag for tag in self.policy.stop if tag not in closed]
         watch = StopWatch(
             setting.tokenizer,
@@ -255,7 +267,7 @@ class Run:
         )
         ids = sampled.ids[:-1] if sampled.stop == "end" else sampled.ids
         text = decode(ids, setting.tokenizer)
-        parsed = parse_turn(text, self.duration)
+        parsed = setting.dialect.parse(text, self.duration)
         turn = Turn(
             kind=parsed.kind,
             text=text,
@@ -283,7 +295,7 @@ class Run:
                 self.meta["video_error"] = {"kind": error.kind, "message": str(error)}
                 return None, None, _End("void")
             return self._error(str(error)), None, None
-        shown = clip.observation(len(self.clips), parsed.call.strategy)
+        shown = self.setting.shown(clip, len(self.clips), parsed.call.strategy)
         text = self.setting.pack.observation(self.rounds, shown)
         return Turn("observation", text, observations=(shown,)), clip, None
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-Method = Literal["greedy", "plain", "filtered"]
+# mixed: every row has knobs of its own, among them temperature 0
+Method = Literal["greedy", "plain", "filtered", "mixed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +52,20 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """The numbers of `Sampling` as traced values: changing them compiles nothing."""
+    """The numbers of `Sampling` as traced values: changing them compiles nothing. One for all rows, or one for each."""
 
-    temperature: Float[Array, ""]
-    top_p: Float[Array, ""]
-    top_k: Int[Array, ""]
+    temperature: Float[Array, "*B"]
+    top_p: Float[Array, "*B"]
+    top_k: Int[Array, "*B"]
+
+    @classmethod
+    def rows(cls, samplings: Sequence[Sampling]) -> Knobs:
+        """On the host, one for each row."""
+        return cls(
+            np.array([s.temperature for s in samplings], np.float32),
+            np.array([s.top_p for s in samplings], np.float32),
+            np.array([s.top_k for s in samplings], np.int32),
+        )
 
     @classmethod
     def of(cls, sampling: Sampling) -> Knobs:
@@ -103,13 +115,19 @@ def draw(
       knobs: temperature and filters; unused by `greedy`.
       method: see `Sampling.method`.
     """
+    likeliest = lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if method == "greedy":
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token = likeliest()
         return token, _at(jax.nn.log_softmax(logits, axis=-1), token)
-    scaled = logits / knobs.temperature
+    temperature = _column(knobs.temperature)
+    if method == "mixed":
+        temperature = jnp.where(temperature == 0, 1, temperature)
+    scaled = logits / temperature
     keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(seed, count)
     kept = scaled if method == "plain" else _filter(scaled, knobs)
     token = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+    if method == "mixed":
+        token = jnp.where(knobs.temperature == 0, likeliest(), token)
     return token, _at(jax.nn.log_softmax(scaled, axis=-1), token)
 
 
@@ -118,13 +136,24 @@ def _filter(logits: Float[Array, "B V"], knobs: Knobs) -> Float[Array, "B V"]:
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
-    keep = (rank < knobs.top_k) | (knobs.top_k == 0)
+    top_k = _column(knobs.top_k)
+    keep = (rank < top_k) | (top_k == 0)
     ranked = jnp.where(keep, ranked, -jnp.inf)
     probability = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    ranked = jnp.where((before < knobs.top_p) | (rank == 0), ranked, -jnp.inf)
+    ranked = jnp.where((before < _column(knobs.top_p)) | (rank == 0), ranked, -jnp.inf)
     rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
     return jnp.full_like(logits, -jnp.inf).at[rows, order].set(ranked, unique_indices=True)
+
+
+def host_knobs(sampling: Sampling) -> Knobs:
+    """One for all rows, on the host: every process hands in the same numbers."""
+    return jax.tree.map(np.asarray, Knobs.of(sampling))
+
+
+def _column(x: Array) -> Array:
+    """Against [B, V]: one number for all rows as [1, 1], one for each as [B, 1]."""
+    return x.reshape(-1, 1)
 
 
 def _at(scores: Float[Array, "B V"], token: Int[Array, " B"]) -> Float[Array, " B"]:

@@ -10,15 +10,14 @@ import numpy as np
 from jaxtyping import Int32
 
 from vo3.chat import Encoded, PromptPack, State, assistant_header, encode
+from vo3.chat.dialects import DEFAULT, Dialect, get_dialect
 from vo3.chat.positions import MropeTime
 from vo3.chat.tokens import Role, Specials, Tokenizer
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.rollout.errors import ContextError
 from vo3.rollout.policy import RolloutPolicy
-from vo3.trajectory import Task, Turn
-from vo3.video import Clip
-
-DEFAULT_MAX_LENGTH = 32_768
+from vo3.trajectory import Observation, Strategy, Task, Turn
+from vo3.video import Clip, CropPolicy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +59,11 @@ class Setting:
         )
 
     @property
+    def dialect(self) -> Dialect:
+        """How the model calls."""
+        return get_dialect(self.policy.dialect)
+
+    @property
     def limit(self) -> int:
         """Tokens of a context in which the model may still look."""
         return self.max_length - self.policy.reserved(self.max_length)
@@ -68,6 +72,12 @@ class Setting:
     def header(self) -> Int32[np.ndarray, "L"]:
         """What opens an assistant turn."""
         return assistant_header(self.tokenizer)
+
+    def shown(self, clip: Clip, index: int, strategy: Strategy | None = None) -> Observation:
+        """What the trajectory keeps of a clip, with the pack's words before each frame where frames stand alone."""
+        observation = clip.observation(index, strategy)
+        labels = self.pack.labels(observation)
+        return dataclasses.replace(observation, labels=labels) if labels else observation
 
     def encode(self, turns: Sequence[Turn], after: State | None = None) -> Encoded:
         """Turns to tokens, to be appended behind `after`."""
@@ -107,7 +117,7 @@ class Opening:
         Raises:
           ContextError: it is longer than the context.
         """
-        shown = overview.observation(0)
+        shown = setting.shown(overview, 0)
         system = Turn("system", setting.pack.system(task))
         question = Turn(
             "question", setting.pack.question(task, overview=shown), observations=(shown,)
@@ -125,7 +135,8 @@ class Opening:
 
 def longest(model: Qwen2_5_VL, policy: RolloutPolicy) -> int:
     """Tokens of the longest context."""
-    return policy.max_length or min(DEFAULT_MAX_LENGTH, model.config.text.max_position_embeddings)
+    most = model.config.text.max_position_embeddings
+    return policy.max_length or min(policy.limits.max_length, most)
 
 
 def turn_ends(model: Qwen2_5_VL, tokenizer: Tokenizer) -> frozenset[int]:
@@ -150,7 +161,24 @@ def own_tokenizer(model: Qwen2_5_VL, tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def own_pack(model: Qwen2_5_VL, pack: PromptPack | str | None) -> PromptPack:
-    """The given pack, else the model's, else the default one."""
-    pack = pack or getattr(model, "prompt_pack", None) or "default"
+def own_dialect(model: Qwen2_5_VL) -> str:
+    """The model's dialect, else the default one."""
+    return getattr(model, "dialect", None) or DEFAULT
+
+
+def own_pack(
+    model: Qwen2_5_VL, pack: PromptPack | str | None, dialect: str | None = None
+) -> PromptPack:
+    """The given pack, else the model's, else the dialect's; a model's pack is worded for its own dialect alone."""
+    dialect = dialect or own_dialect(model)
+    if pack is None and dialect == own_dialect(model):
+        pack = getattr(model, "prompt_pack", None)
+    pack = pack or get_dialect(dialect).pack
     return pack if isinstance(pack, PromptPack) else PromptPack.load(pack)
+
+
+def own_crop(model: Qwen2_5_VL, dialect: str | None = None) -> CropPolicy:
+    """What the model is shown: its own policy, which is made for its own dialect alone, else the dialect's."""
+    dialect = dialect or own_dialect(model)
+    own = getattr(model, "crop_policy", None) if dialect == own_dialect(model) else None
+    return own or CropPolicy(recipe=get_dialect(dialect).recipe)

@@ -107,3 +107,10 @@ class Stream:
                 buffer.free(span.count)
         self._spans = kept
         return tokens, rows
+
+    def drop(self, buffer: FeatureBuffer) -> None:
+        """Nobody wants these tokens any more: what they hold of the buffer is let go."""
+        for span in self._spans:
+            buffer.free(span.count)
+        self._spans = []
+        self.calls.clear()

@@ -12,6 +12,7 @@ from vo3.models.qwen2_5_vl.config import VisionConfig
 from vo3.models.qwen2_5_vl.vision import VisionInputs, vision_inputs
 from vo3.rollout.buckets import smallest
 from vo3.video import Clip, patchify
+from vo3.video.patches import TEMPORAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,9 @@ def clip_patches(
     smallest(height * width, table, what=f"patches of one {clip.width} x {clip.height} frame")
     steps = table[-1] // (height * width)
     for first in range(0, t, steps):
-        frames = clip.frames[2 * first : 2 * min(t, first + steps)]
+        frames = clip.frames[_frames(clip, first) : _frames(clip, min(t, first + steps))]
+        if clip.alone:
+            frames = np.repeat(frames, TEMPORAL, axis=0)  # as the processors do with a picture
         patches, grid = patchify(frames, patch_size=vision.patch_size)
         bucket = smallest(len(patches), table, what="patches")
         padded = np.zeros((bucket, patches.shape[1]), np.float32)
@@ -62,3 +65,8 @@ def clip_patches(
         inputs = vision_inputs([grid], vision, pad_patches=bucket)
         yield Patches(row, grid, count, len(patches), padded, inputs)
         row += count
+
+
+def _frames(clip: Clip, step: int) -> int:
+    """The first frame of a temporal patch."""
+    return step if clip.alone else TEMPORAL * step
