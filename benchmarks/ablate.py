@@ -1,10 +1,12 @@
 """Runs a grid of small trainings over seeds and prints what each answers. `python -m benchmarks.ablate --config=configs/ablate.py --workdir=out/ablate`.
 
 Every cell of the grid trains a model of the micro-world from nothing by the trainer's own loop, then asks it questions on held-out worlds, real mp4 files, through the agent's
-own loop. Stages that cells share are trained once. What is done is kept in the workdir: a second run goes on where the first stopped, and prints the same table.
+own loop. A cell with a section `rl` goes on with RL from its last stage, by the RL trainer's own loop (`configs/ablate_rl.py`). Stages that cells share are trained once. What is done is
+kept in the workdir: a second run goes on where the first stopped, RL within its own steps, and prints the same table.
 
 The table has one row a cell: for every quadrant the share of right answers, with the 95 % interval over questions (Wilson, all seeds together) and, from two seeds on, the
-mean and its 95 % interval over seeds (Student's t). Time is the wall clock of the cell's stages, whoever trained them.
+mean and its 95 % interval over seeds (Student's t). Tokens, calls and IoU are of the questions on a single clue that need a call. Time is the wall clock of the cell's stages, whoever
+trained them, or of its RL alone where it has RL.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from rich.console import Console
 from rich.table import Table
 
 from vo3.agent import VideoAgent
+from vo3.chat import PromptPack
 from vo3.clueworld import tasks
 from vo3.clueworld.evaluate import Share, evaluate, is_right, questions
 from vo3.clueworld.pretrain import train_vision
 from vo3.clueworld.scales import AGENT, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
+from vo3.rewards.grounding import Interval, overlap
 from vo3.train import config as config_lib
+from vo3.train import grpo
 from vo3.train.sft import latest_params, train
 from vo3.trajectory import Trajectory
 
@@ -109,7 +114,29 @@ class Stages:
                 folder, functools.partial(self._train, folder, before, cell, stage, seed, tdam)
             )
             before = folder
+        if "rl" in cell and cell.rl.steps:
+            folder = self.workdir / f"rl-{key_of(before.name, cell.rl)}"
+            seconds = self._timed(folder, functools.partial(self._rl, folder, before, cell, seed))
         return folder, seconds
+
+    def _rl(
+        self, folder: epath.Path, before: epath.Path, cell: ml_collections.ConfigDict, seed: int
+    ) -> None:
+        scale = get_scale(cell.scale)
+        changes = {"seed": seed, "init_from": str(before), "rl.clueworld.scale": cell.scale}
+        changes |= {"data.videos": str(self.workdir.parent / f"videos-rl-{scale.name}")}
+        changes |= {"compilation_cache": str(self.workdir.parent / "compiled")}
+        setting = grpo.Setting(
+            build_tokenizer(), PromptPack.load("clueworld"), scale.view(cell.view)
+        )
+        result = grpo.train(
+            config_lib.override(cell.rl, **changes),
+            folder,
+            parts=grpo.Parts(model=scale.model(), setting=setting),
+            devices=jax.local_devices()[:1],
+        )
+        if not result.finished:  # asked to end: the next start goes on
+            raise SystemExit(f"asked to end after {result.step} steps of {folder}")
 
     def _timed(self, folder: epath.Path, work: Any) -> float:
         """Seconds that the work took, now or when it was done; a stage that was killed counts from its newest start."""
@@ -220,6 +247,13 @@ class Result:
         return f"{self.pooled}; seeds {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def called_iou(trajectory: Trajectory) -> float | None:
+    """IoU of all calls with the clues; None without either."""
+    clues = [Interval(c.start, c.end) for c in trajectory.task.target.clues]
+    met = overlap([Interval(c.start, c.end) for c in trajectory.calls], clues)
+    return None if met is None else met.iou
+
+
 def right(rows: Sequence[Trajectory], quadrant: str) -> Share:
     """Right answers of a quadrant."""
     some = [t for t in rows if t.task.target.data_source == quadrant]
@@ -229,7 +263,7 @@ def right(rows: Sequence[Trajectory], quadrant: str) -> Share:
 def run(
     config: ml_collections.ConfigDict, workdir: epath.Path
 ) -> Iterator[tuple[Cell, dict[str, Result], dict[str, float]]]:
-    """Every cell with its results by quadrant and its means over seeds ("minutes", "tokens", "calls"), as it ends."""
+    """Every cell with its results by quadrant and its means over seeds ("minutes", "tokens", "calls", "iou"), as it ends."""
     stages, asker = Stages(workdir), Asker(workdir, config.worlds, config.quadrants)
     for cell in cells(config):
         rows, seconds = [], []
@@ -244,6 +278,7 @@ def run(
             "minutes": float(np.mean(seconds)) / 60,
             "tokens": _mean([sum(o.tokens for o in t.observations) for t in single]),
             "calls": _mean([len(t.calls) for t in single]),
+            "iou": _mean([iou for t in single if (iou := called_iou(t)) is not None]),
         }
         yield cell, results, figures
 
@@ -255,11 +290,11 @@ def _mean(values: Sequence[float]) -> float:
 def show(config: ml_collections.ConfigDict, workdir: epath.Path, console: Console) -> None:
     """Runs, prints and writes the table."""
     table = Table(title=f"right answers; seeds {tuple(config.seeds)}, {config.worlds} worlds")
-    for name in ("cell", *config.quadrants, "tokens (single)", "calls (single)", "minutes"):
+    for name in ("cell", *config.quadrants, "tokens", "calls", "IoU", "minutes"):
         table.add_column(name)
     written = []
     for cell, results, figures in run(config, workdir):
-        numbers = (f"{figures['tokens']:.0f}", f"{figures['calls']:.2f}")
+        numbers = (f"{figures['tokens']:.0f}", f"{figures['calls']:.2f}", f"{figures['iou']:.2f}")
         row = (*(str(results[q]) for q in config.quadrants), *numbers, f"{figures['minutes']:.1f}")
         console.print(cell.name, *row, sep="  ")
         table.add_row(cell.name, *row)

@@ -11,7 +11,6 @@ in the table, compilation is not counted.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import statistics
 import time
@@ -78,10 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     params, frozen = run.split(initial_params(run))
     state = run.new_state(params)
     tree = group(args.prefix, args.leaf, args.leaves, model)
-    apart = [
-        [dataclasses.replace(tree, leaves=(leaf,), sequences=tree.sequences * (i == 0))]
-        for i, leaf in enumerate(tree.leaves)
-    ]
+    apart = [[part] for part in group_rows.apart(tree)]
     batches = {}
     for name, rows in (("tree row", [[tree]]), (f"{args.leaves} padded rows", apart)):
         needs = [piece.needs(ALIGN) for row in rows for piece in row]

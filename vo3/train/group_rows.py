@@ -311,6 +311,14 @@ def split(tree: Tree, shape: Shape, *, align: int) -> list[Tree]:
     return parts
 
 
+def apart(tree: Tree) -> list[Tree]:
+    """The tree as trees of one leaf each, every one with the prefix again."""
+    return [
+        dataclasses.replace(tree, leaves=(leaf,), sequences=tree.sequences if i == 0 else 0)
+        for i, leaf in enumerate(tree.leaves)
+    ] or [tree]
+
+
 def build_rows(
     rows: Sequence[Sequence[Tree]],
     shape: Shape,

@@ -115,6 +115,8 @@ class Updater:
     def micro_batches(self, trees: list[group_rows.Tree]) -> list[PolicyBatch]:
         """The trees in rows of one shape, as many micro-batches in every process."""
         rl = self._config.rl
+        if not rl.tree:
+            trees = [part for tree in trees for part in group_rows.apart(tree)]
         number = max(gathered(group_rows.choose(trees, self._shapes, align=rl.align)))
         shape = self._shapes[number]
         rows = group_rows.pack(trees, shape, align=rl.align)

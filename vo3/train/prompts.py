@@ -195,18 +195,21 @@ _BLOCK = 4096
 
 
 class ClueWorldPrompts:
-    """Questions on training worlds, whose videos are written to WORKDIR/videos when they are first asked about."""
+    """Questions on training worlds, whose videos are written when they are first asked about: to `data.videos`, else to WORKDIR/videos."""
 
     per_epoch = None
     plan = ""
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: epath.PathLike):
         """Nothing is written yet."""
+        from vo3.clueworld.scales import get_scale
+
         self._config, self._seed = config.rl.clueworld, config.seed
-        self._folder = epath.Path(workdir) / "videos"
+        self._world_config = get_scale(self._config.scale).world
+        self._folder = epath.Path(config.data.videos or epath.Path(workdir) / "videos")
         if "://" in os.fspath(self._folder):
             raise ConfigError(
-                f"data.source='clueworld' writes videos, which needs a local workdir, not {workdir}"
+                f"data.source='clueworld' writes videos, which needs a local folder, not {self._folder}; set data.videos"
             )
         self._threads = max(1, config.data.workers)
 
@@ -252,6 +255,7 @@ class ClueWorldPrompts:
         return make_world(
             FIRST_WORLD + self._seed * (1 << 20) + index,
             duration=min(max(duration, self._config.shortest), self._config.longest),
+            config=self._world_config,
         )
 
     def _path(self, world) -> epath.Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import ml_collections
 
+from vo3.clueworld.scales import SCALES
 from vo3.rewards import RewardPolicy
 from vo3.rollout import RolloutPolicy, Sampling
 from vo3.rollout.buckets import GroupBuckets
@@ -65,6 +66,7 @@ def defaults() -> ml_collections.ConfigDict:
     # (tokens, patches, trained tokens) of a row, rising: one program each.
     rl.shapes = ((16_384, 65_536, 8192), (32_768, 131_072, 16_384), (65_536, 131_072, 32_768))
     rl.align = 128  # leaves begin on multiples of it
+    rl.tree = True  # a group is one row, its prefix computed once; False: every rollout has the prefix again
     rl.rollout = ml_collections.ConfigDict(
         {
             "temperature": 1.0,
@@ -110,6 +112,7 @@ def defaults() -> ml_collections.ConfigDict:
     # Tasks on the fly, for data.source="clueworld".
     rl.clueworld = ml_collections.ConfigDict(
         {
+            "scale": "clueworld",  # of the worlds: vo3.clueworld.scales
             "worlds": 64,  # videos
             "shortest": 120,  # seconds
             "longest": 600,
@@ -235,8 +238,12 @@ def _bad_values(rl: ml_collections.ConfigDict) -> Iterable[str]:
         if not (isinstance(share, int | float) and share >= 0 and math.isfinite(share)):
             yield f"rl.mix: {name!r} has the share {share!r}"
     world = rl.clueworld
-    if not (world.worlds >= 1 and 120 <= world.shortest <= world.longest <= 3600):
-        yield f"rl.clueworld: worlds from 1, and 120 <= shortest <= longest <= 3600, got {world.to_dict()}"
+    if world.scale not in SCALES:
+        yield f"rl.clueworld.scale={world.scale!r}; one of {', '.join(SCALES)}"
+    else:
+        least, most = SCALES[world.scale].world.shortest, SCALES[world.scale].world.longest
+        if not (world.worlds >= 1 and least <= world.shortest <= world.longest <= most):
+            yield f"rl.clueworld: worlds from 1, and {least} <= shortest <= longest <= {most}, got {world.to_dict()}"
     for key in ("tool_share", "options_share"):
         if not 0 <= world[key] <= 1:
             yield f"rl.clueworld.{key}={world[key]} lies outside of [0, 1]"

@@ -21,7 +21,7 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Figures of all rollouts of a step, those of dropped groups too; means over rollouts unless named otherwise.
 
     Returns:
-      reward, reward_std (within groups), accuracy, format, bonus, grounding, accuracy_with_call, accuracy_without_call, calls,
+      reward, reward_std (within groups), accuracy, format, bonus, grounding and iou (of a rollout's calls with the clues), accuracy_with_call, accuracy_without_call, calls,
       turns, tokens (sampled), tokens_per_turn, answered, exceeded, void, lost, window (seconds a call), window_share (of the video), calls_missed
       (share of calls that touch no clue, where there are clues), calls_repeated, dropped and unreadable (shares of groups), and per data
       source accuracy/NAME, calls/NAME and grounding/NAME. A figure of nothing is left out.
@@ -39,6 +39,7 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "format": _mean(r.reward.format for r in known),
         "bonus": _mean(r.reward.bonus for r in known),
         "grounding": _mean(r.reward.grounding for r in called),
+        "iou": _mean(x for c in calls for x in c.iou),
         "accuracy_with_call": _mean(r.reward.accuracy for r in called),
         "accuracy_without_call": _mean(r.reward.accuracy for r in quiet),
         "calls": _mean(len(r.trajectory.calls) for r in known),
@@ -71,12 +72,13 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Calls:
-    """Of a rollout's calls: seconds, share of the video, whether no clue was touched, whether it was made before."""
+    """Of a rollout's calls: seconds, share of the video, whether no clue was touched, whether it was made before; IoU of all of them with the clues."""
 
     seconds: list[float]
     shares: list[float]
     missed: list[bool]
     repeated: list[bool]
+    iou: list[float]
 
 
 def _call_figures(rollout: ScoredRollout) -> _Calls:
@@ -85,12 +87,15 @@ def _call_figures(rollout: ScoredRollout) -> _Calls:
     clues = [Interval(c.start, c.end) for c in trajectory.task.target.clues]
     calls = trajectory.calls
     spans = [c.end - c.start for c in calls]
-    met = [overlap([Interval(c.start, c.end)], clues) for c in calls]
+    windows = [Interval(c.start, c.end) for c in calls]
+    met = [overlap([window], clues) for window in windows]
+    together = overlap(windows, clues)
     return _Calls(
         seconds=spans,
         shares=[s / whole for s in spans],
         missed=[m.iou == 0 for m in met if m is not None],
         repeated=[c in calls[:i] for i, c in enumerate(calls)],
+        iou=[] if together is None else [together.iou],
     )
 
 

@@ -13,7 +13,8 @@ from benchmarks import ablate
 from benchmarks.ablate import Result, cells, key_of
 from vo3.clueworld.evaluate import Share
 from vo3.train import config as config_lib
-from vo3.trajectory import Trajectory
+from vo3.train import grpo, rl_config
+from vo3.trajectory import Call, Clue, Target, Task, Trajectory, Turn
 
 
 def grid(*products):
@@ -41,6 +42,33 @@ def test_a_grid_is_a_union_of_products_without_repeats():
         cells(grid({"whole.stops": (3,)}))
     with pytest.raises(config_lib.ConfigError, match="given as a tuple"):
         cells(grid({"view": "agent"}))
+
+
+def test_the_grid_of_rl_changes_one_thing_at_a_time():
+    found = cells(config_lib.load("configs/ablate_rl.py"))
+    assert [c.name for c in found] == [
+        "steps 0", "steps 40", "bonus_weight 0.0", "decay 0.0", "group 4", "group 16", "tree False",
+    ]  # fmt: skip
+    for cell in found:
+        rl_config.validate(cell.config.rl)
+        changed = [
+            key
+            for key, value in config_lib.flatten(cell.config).items()
+            if value != config_lib.flatten(found[1].config)[key]
+        ]
+        assert changed == ([] if cell is found[1] else [key for key, _ in cell.changes])
+
+
+def test_overlap_of_calls_by_hand():
+    turns = (
+        Turn("call", "", call=Call(10.0, 20.0, "fine")),
+        Turn("call", "", call=Call(30.0, 40.0, "fine")),
+    )
+    target = Target("A", (Clue(15.0, 25.0),), "clue_single_w_tool")
+    task = Task("t", "v.mp4", "q", None, target)
+    # Shared 5 of a union of 10 + 10 + 5.
+    assert ablate.called_iou(Trajectory(task, turns, "answered")) == pytest.approx(1 / 5)
+    assert ablate.called_iou(Trajectory(task, (), "answered")) is None
 
 
 def test_fingerprints_tell_settings_apart():
@@ -98,3 +126,34 @@ def test_a_grid_end_to_end_and_again(tmp_path, monkeypatch):
     again = io.StringIO()
     ablate.show(config, tmp_path, Console(file=again, width=200))
     assert again.getvalue() == shown.getvalue()
+
+
+@pytest.mark.soak
+def test_a_grid_of_rl_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    config = small(config_lib.load("configs/ablate_rl.py"))
+    config.seeds = (0,)
+    config.grid = ({"rl.steps": (0,)}, {"rl.steps": (2,)}, {"rl.rl.tree": (False,)})
+    with config.cell.rl.unlocked():
+        # An untrained model earns nothing: groups of equal reward are trained on, without effect.
+        config.cell.rl.steps = 2
+        config.cell.rl.checkpoint.every = 1
+        config.cell.rl.rl.update({"prompts_per_step": 1, "group": 2, "min_std": 0.0})
+        config.cell.rl.rl.clueworld.worlds = 1
+        config.cell.rl.rl.rollout.update({"max_new_tokens": 8, "slots": 1})
+    trained = grpo.train
+    monkeypatch.setattr(grpo, "train", lambda *a, **k: trained(*a, stop_after=1, **k))
+    with pytest.raises(SystemExit, match="asked to end after 1 steps"):
+        ablate.show(config, tmp_path, Console(file=io.StringIO(), width=200))
+    monkeypatch.setattr(grpo, "train", trained)
+    ablate.show(config, tmp_path, Console(file=io.StringIO(), width=200))
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [row["cell"] for row in table] == [
+        {"rl.steps": 0},
+        {"rl.steps": 2},
+        {"rl.rl.tree": False},
+    ]
+    stages = sorted(p.name.split("-")[0] for p in (tmp_path / "stages").iterdir())
+    assert stages == ["read", "rl", "rl", "vision", "whole"]
+    for folder in (tmp_path / "stages").glob("rl-*"):
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2]

@@ -7,7 +7,7 @@ import pytest
 
 from vo3.train.config import ConfigError, override
 from vo3.train.prompts import ClueWorldPrompts, RowPrompts, opener
-from vo3.train.rl_config import defaults
+from vo3.train.rl_config import defaults, validate
 from vo3.video import VideoError
 
 SOURCES = {"clue_single_w_tool": 12, "clue_multi_w_tool": 6, "temporal_grounding": 2}
@@ -103,6 +103,22 @@ def test_clueworld_videos_are_written_once_and_open(tmp_path):
         opener(crop_policy(), 30.0)(type(tasks[0])("x", str(tmp_path / "none.mp4"), "?"))
 
 
+def test_worlds_of_another_scale_in_a_folder_of_their_own(tmp_path):
+    small = {"rl.clueworld.scale": "micro", "rl.clueworld.shortest": 60, "rl.clueworld.longest": 90, "data.source": "clueworld",
+             "data.videos": str(tmp_path / "shared")}  # fmt: skip
+    config = override(defaults(), **small)
+    one = ClueWorldPrompts(config, tmp_path / "run")
+    world = one._world(0)
+    assert 60 <= world.duration <= 90 and len(world.cards) <= 4
+    assert one[0].task.video == str(tmp_path / "shared" / f"{world.seed}.mp4")
+    for changes, message in (
+        ({"rl.clueworld.scale": "huge"}, "one of clueworld, micro"),
+        ({"rl.clueworld.longest": 600}, "60 <= shortest <= longest <= 90"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            validate(override(config, **changes))
+
+
 def test_clueworld_needs_a_local_workdir():
-    with pytest.raises(ConfigError, match="needs a local workdir"):
+    with pytest.raises(ConfigError, match="needs a local folder"):
         ClueWorldPrompts(defaults(), "gs://bucket/run")

@@ -107,6 +107,8 @@ def test_figures_of_a_step():
     assert figures["window"] == pytest.approx(13 / 4)
     assert figures["window_share"] == pytest.approx(13 / 160)
     assert figures["calls_missed"] == pytest.approx(1 / 4) and figures["calls_repeated"] == 0
+    # All calls of a rollout together: [3, 9], [5, 9], and [1, 4] out of two that touch.
+    assert figures["iou"] == pytest.approx((1 + 4 / 6 + 1 / 8) / 3)
     assert figures["accuracy_with_call"] == pytest.approx(2 / 3)
     assert figures["accuracy_without_call"] == 0
     assert figures["accuracy/clue_single_w_tool"] == figures["accuracy"]
