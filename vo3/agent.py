@@ -16,6 +16,7 @@ from vo3.rollout.errors import OptionError
 from vo3.rollout.policy import RolloutPolicy
 from vo3.rollout.run import OnEvent
 from vo3.rollout.sampler import Sampling
+from vo3.rollout.setting import own_crop, own_dialect
 from vo3.trajectory import Task, Trajectory
 from vo3.video import Clip, CropPolicy, VideoCrop
 
@@ -37,8 +38,8 @@ class VideoAgent:
         """Prepares the agent.
 
         Args:
-          model: as `vo3.models.load` gives it; its tokenizer, crop policy and prompt pack are used.
-          **overrides: fields of `RolloutPolicy` (max_new_tokens, max_length, ...) and of `Sampling` (temperature, top_p, top_k, seed),
+          model: as `vo3.models.load` gives it; its tokenizer, dialect, crop policy and prompt pack are used.
+          **overrides: fields of `RolloutPolicy` (dialect, max_new_tokens, max_length, ...) and of `Sampling` (temperature, top_p, top_k, seed),
             and tokenizer, prompt_pack, crop_policy, buckets, shared_prefixes.
 
         Raises:
@@ -51,16 +52,15 @@ class VideoAgent:
                 raise ValueError(
                     f"unknown override {name!r}; did you mean {near[0]!r}? Known: {sorted(known)}"
                 )
-        self.crop_policy: CropPolicy = (
-            overrides.get("crop_policy")
-            or getattr(model, "crop_policy", None)
-            or CropPolicy(recipe="eval")
+        limits = {"dialect": own_dialect(model), **_pick(overrides, _POLICY)}
+        self.crop_policy: CropPolicy = overrides.get("crop_policy") or own_crop(
+            model, limits["dialect"]
         )
         self.engine = Engine(
             model,
             tokenizer=overrides.get("tokenizer"),
             pack=overrides.get("prompt_pack"),
-            policy=RolloutPolicy(**_pick(overrides, _POLICY)),
+            policy=RolloutPolicy(**limits),
             buckets=overrides.get("buckets") or Buckets(),
             shared_prefixes=overrides.get("shared_prefixes", 1),
         )
@@ -73,7 +73,7 @@ class VideoAgent:
         video: Any,
         question: str,
         options: Mapping[str, str] | Sequence[str] | None = None,
-        max_turns: int = 8,
+        max_turns: int | None = None,
         on_event: OnEvent | None = None,
     ) -> Trajectory:
         """Answers a question on a video.
@@ -82,7 +82,7 @@ class VideoAgent:
           video: a path or URL, or what `VideoCrop` accepts; a `VideoCrop` is used as it is.
           question: the question alone.
           options: letter -> text, or the texts in order; None for an open question.
-          max_turns: rounds in which the model may look; then it must answer.
+          max_turns: rounds in which the model may look; then it must answer. None: the dialect's, 8 for Video-o3.
           on_event: called with every `vo3.rollout.events` event as it happens.
 
         Raises:
@@ -92,7 +92,9 @@ class VideoAgent:
         """
         task = Task(id="ask", video=_label(video), question=question, options=lettered(options))
         opened = video if isinstance(video, VideoCrop) else self._open(video)
-        policy = dataclasses.replace(self.engine.policy, max_turns=max_turns)
+        policy = self.engine.policy
+        if max_turns is not None:
+            policy = dataclasses.replace(policy, max_turns=max_turns)
         result = self.engine.rollout(
             task, opened, policy=policy, sampling=self.sampling, on_event=on_event
         )

@@ -80,11 +80,23 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A parsed `<grounding>` block: a window in seconds of the whole video and a sampling strategy."""
+    """A parsed call: a window in seconds of the whole video, and how closely to look at it.
+
+    Attributes:
+      start, end: seconds of the whole video.
+      strategy: Video-o3's way to say how closely; None in a dialect that has none.
+      fps: frames per second, in a dialect that asks for a rate; None: the crop policy's.
+    """
 
     start: float
     end: float
-    strategy: Strategy
+    strategy: Strategy | None
+    fps: float | None = None
+
+    @property
+    def how(self) -> str:
+        """How closely, in words; empty where the call does not say."""
+        return self.strategy or ("" if self.fps is None else f"{self.fps:g} fps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +113,9 @@ class Observation:
       grid: (t, h, w) in patches of 14 pixels (two frames share one t).
       tokens: tokens in the context, t * (h / 2) * (w / 2).
       strategy: the call's strategy; None for the overview and for images.
-      media: "video" or "image".
+      media: "video"; "frames": a video shown frame by frame, each a picture of its own; "image": a picture that is no part
+        of the video.
+      labels: of "frames": the text before each.
     """
 
     index: int
@@ -115,7 +129,8 @@ class Observation:
     grid: tuple[int, int, int]
     tokens: int
     strategy: Strategy | None = None
-    media: Literal["video", "image"] = "video"
+    media: Literal["video", "frames", "image"] = "video"
+    labels: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +188,7 @@ class Trajectory:
       answer: the answer given (raw text when the outcome is `text`), or None.
       model: name or path of the model that produced it, if any.
       prompt_pack: name of the prompt pack.
-      meta: JSON-serialisable extras (seed, provenance, timings).
+      meta: JSON-serialisable extras (seed, dialect, provenance, timings).
     """
 
     task: Task

@@ -1,7 +1,7 @@
 """Turns to tokens: ids, loss mask, roles, positions and Visibility, each born where the token is made.
 
 The template is the ChatML of Qwen2.5-VL: `<|im_start|>role\\n` content `<|im_end|>\\n`; a video or image is
-`<|vision_start|>` pads `<|vision_end|>`. Encoding turns one at a time (`after=encoded.state`) gives exactly what
+`<|vision_start|>` pads `<|vision_end|>`, and of a video shown frame by frame each frame is such an image. Encoding turns one at a time (`after=encoded.state`) gives exactly what
 encoding them together gives, so that an engine can append.
 
 Words of people and models never become special tokens: "<|im_end|>" in a question is tokenised as text, and only the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -135,7 +135,7 @@ def encode(
         except ValueError as error:
             raise ValueError(f"turn {number} ({turn.kind}): {error}") from error
         pieces += new
-        videos += sum(o.media == "video" for o in turn.observations)
+        videos += sum(o.media != "image" for o in turn.observations)
         offsets.append(offsets[-1] + sum(piece.ids.size for piece in new))
 
     ids = _join([piece.ids for piece in pieces], np.int32)
@@ -145,9 +145,7 @@ def encode(
     seconds = tuple(_second_per_grid(o) for o in shown)
     is_feature = (roles >= Role.OVERVIEW) & (roles <= Role.IMAGE)
     # A sampled pad is a word like any other: only the tokens made here for a video count as its tokens.
-    layout = np.where(
-        is_feature, np.where(roles == Role.IMAGE, specials.image_pad, specials.video_pad), -1
-    )
+    layout = np.where(is_feature, ids, np.int32(-1))
     positions = mrope_positions(
         layout,
         grids,
@@ -212,20 +210,13 @@ def _turn_pieces(
         raise ValueError("ids are for sampled turns, and this one was shown; leave them out")
     words = Role.SYSTEM if turn.role == "system" else Role.USER
     header = f"{turn.role}\n"
-    pieces, observations = [_control([specials.im_start])], iter(turn.observations)
+    pieces = [_control([specials.im_start])]
     # The header's text and the content are one stretch of text to the tokenizer, as in the reference template.
-    for number, part in enumerate(_MARKS.split(header + turn.text)):
-        if part in (VIDEO_MARK, IMAGE_MARK):
-            observation = next(observations)
-            media = "video" if part == VIDEO_MARK else "image"
-            if observation.media != media:
-                raise ValueError(
-                    f"the mark {part} stands for a {observation.media}, observation {observation.index}"
-                )
+    for number, part in enumerate(_parts(header + turn.text, turn.observations, videos)):
+        if isinstance(part, _Picture):
             pieces.append(_control([specials.vision_start]))
-            pieces.append(_media(observation, specials, merge=merge, first=videos == 0))
+            pieces.append(_media(part, specials, merge=merge))
             pieces.append(_control([specials.vision_end]))
-            videos += media == "video"
         elif part:
             tokens = tokenize(part, tokenizer, specials)
             framing = (
@@ -234,6 +225,53 @@ def _turn_pieces(
             roles = np.where(framing, Role.CONTROL, words).astype(np.int8)
             pieces.append(_Piece(tokens.ids, roles, np.zeros(tokens.ids.shape, bool)))
     return [*pieces, _control([specials.im_end, *tokenize("\n", tokenizer, specials).ids])]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """What stands between a vision start and a vision end."""
+
+    observation: Observation
+    role: Role
+
+
+def _parts(text: str, observations: Sequence[Observation], videos: int) -> Iterator[str | _Picture]:
+    """Text and pictures in order, text first and last; what stands behind `videos` others."""
+    rest, words = iter(observations), ""
+    for part in _MARKS.split(text):
+        if part not in (VIDEO_MARK, IMAGE_MARK):
+            words += part
+            continue
+        shown = next(rest)
+        if (shown.media == "image") != (part == IMAGE_MARK):
+            raise ValueError(
+                f"the mark {part} stands for a {shown.media}, observation {shown.index}"
+            )
+        role = Role.IMAGE
+        if shown.media != "image":
+            role, videos = Role.CLIP if videos else Role.OVERVIEW, videos + 1
+        for label, picture in _pictures(shown):
+            yield words + label
+            yield _Picture(picture, role)
+            words = ""
+    yield words
+
+
+def _pictures(shown: Observation) -> Iterator[tuple[str, Observation]]:
+    """The label and the observation of each run of pads: the whole, or frame by frame."""
+    if shown.media != "frames":
+        yield "", shown
+        return
+    count = shown.grid[0]
+    if shown.labels and len(shown.labels) != count:
+        raise ValueError(
+            f"observation {shown.index} has {len(shown.labels)} labels for {count} frames"
+        )
+    frame = dataclasses.replace(
+        shown, media="image", grid=(1, *shown.grid[1:]), tokens=shown.tokens // count, labels=()
+    )
+    for label in shown.labels or ("",) * count:
+        yield label, frame
 
 
 def _assistant_pieces(
@@ -268,19 +306,17 @@ def _control(ids: Sequence[int] | np.ndarray) -> _Piece:
     return _Piece(ids, np.full(ids.shape, Role.CONTROL, np.int8), np.zeros(ids.shape, bool))
 
 
-def _media(observation: Observation, specials: Specials, *, merge: int, first: bool) -> _Piece:
+def _media(picture: _Picture, specials: Specials, *, merge: int) -> _Piece:
+    observation = picture.observation
     size = grid_tokens(observation.grid, spatial_merge_size=merge)
     if observation.tokens != size:
         raise ValueError(
             f"observation {observation.index} says {observation.tokens} tokens, but its grid {observation.grid} has {size}"
         )
-    if observation.media == "image":
-        pad, role = specials.image_pad, Role.IMAGE
-    else:
-        pad, role = specials.video_pad, Role.OVERVIEW if first else Role.CLIP
+    pad = specials.image_pad if observation.media == "image" else specials.video_pad
     return _Piece(
         np.full(size, pad, np.int32),
-        np.full(size, role, np.int8),
+        np.full(size, picture.role, np.int8),
         np.zeros(size, bool),
         observation,
     )

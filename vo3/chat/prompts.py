@@ -9,6 +9,7 @@ Packs in this folder are found by name; any other by path.
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -42,18 +43,21 @@ def _rule(required: str = "", optional: str = "") -> _Rule:
     return _Rule(needed | frozenset(optional.split()), needed)
 
 
-# Every template of a pack, by its key.
+# Every template of a pack, by its key. `path` is the video's file name, for tools that want one; `frame`, which may be left out, stands
+# before each picture of a video that is shown frame by frame.
 RULES: dict[str, _Rule] = {
     **{f"system.{mode}": _rule() for mode in get_args(Mode)},
-    "question.choice": _rule("media question options", "overview"),
-    "question.open": _rule("media question", "overview"),
-    "question.grounding": _rule("media question", "overview"),
+    "question.choice": _rule("media question options", "overview path"),
+    "question.open": _rule("media question", "overview path"),
+    "question.grounding": _rule("media question", "overview path"),
     "overview": _rule("", _SHOWN),
     "option": _rule("letter text"),
     "observation": _rule("media", f"action {_SHOWN}"),
     "error": _rule("message", "action"),
     "forced": _rule("", "question options"),
+    "frame": _rule("", "frame time"),
 }
+_OPTIONAL = {"frame"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,8 @@ class PromptPack:
             raise ValueError(f"{where}: unknown keys {unknown}; a pack has {sorted(RULES)}")
         for key, rule in RULES.items():
             template = self.templates.get(key)
+            if template is None and key in _OPTIONAL:
+                continue
             if not isinstance(template, str):
                 raise ValueError(f"{where}: the template {key!r} is missing or is no text")
             if _MARKS.search(template):
@@ -189,6 +195,16 @@ class PromptPack:
             overview=self._fill("overview", **self._numbers(overview)) if overview else "",
             question=plain(task.question),
             options=self.options(task),
+            path=_file_name(task.video),
+        )
+
+    def labels(self, shown: Observation) -> tuple[str, ...]:
+        """The words before each frame of what is shown frame by frame; none where the pack or the observation has none."""
+        if shown.media != "frames" or "frame" not in self.templates:
+            return ()
+        return tuple(
+            self._fill("frame", frame=str(number), time=f"{time:.{self.seconds_decimals}f}")
+            for number, time in enumerate(shown.times)
         )
 
     def options(self, task: Task) -> str:
@@ -240,6 +256,11 @@ def task_mode(task: Task) -> Mode:
     if task.target is not None and task.target.data_source == "temporal_grounding":
         return "grounding"
     return "tool" if task.options else "open"
+
+
+def _file_name(video: str | tuple[str, ...]) -> str:
+    """The last part of a path or URL, as words; folders are nobody's business."""
+    return plain(posixpath.basename(video)) if isinstance(video, str) else "video"
 
 
 def plain(text: str) -> str:

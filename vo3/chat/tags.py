@@ -5,7 +5,8 @@ An assistant turn is one of
     <think>...</think>\n<grounding>{"temporal_segment": [t0, t1], "sampling_strategy": "fine"}</grounding>
     <think>...</think>\n<answer>...</answer>
 
-with t0, t1 in seconds of the whole video. The parser never raises on any text: what is wrong with a call comes back
+with t0, t1 in seconds of the whole video: Video-o3's dialect. What other dialects share with it is here too (see
+`vo3.chat.dialects`). The parser never raises on any text: what is wrong with a call comes back
 as a message that says what and how to put it right, and that message becomes the error turn.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from vo3.trajectory import STRATEGIES, Call
@@ -74,6 +76,18 @@ def blocks(text: str, tag: str) -> list[tuple[int, int]]:
 
 
 def parse_turn(text: str, duration: float) -> ParsedTurn:
+    """Reads an assistant turn of Video-o3; see `read_turn`."""
+    return read_turn(text, duration, tag="grounding", read_call=parse_call, read_answer=str.strip)
+
+
+def read_turn(
+    text: str,
+    duration: float,
+    *,
+    tag: str,
+    read_call: Callable[[str, float], Call | str],
+    read_answer: Callable[[str], str],
+) -> ParsedTurn:
     """Reads an assistant turn.
 
     A turn with both a call and an answer is what closes last: generation stops at the tag that counted, so that is
@@ -82,27 +96,30 @@ def parse_turn(text: str, duration: float) -> ParsedTurn:
     Args:
       text: the assistant's text; anything.
       duration: length of the video, seconds.
+      tag: of the blocks that hold a call.
+      read_call: reads the content of the last call: the call, or what is wrong with it.
+      read_answer: reads the content of the last answer.
 
     Raises:
       ValueError: only for a duration that is not a positive number.
     """
     if not duration > 0:
         raise ValueError(f"duration must be a positive number of seconds, got {duration!r}")
-    thinks, calls, answers = (blocks(text, tag) for tag in ("think", "grounding", "answer"))
+    thinks, calls, answers = (blocks(text, name) for name in ("think", tag, "answer"))
     think = text[slice(*thinks[0])].strip() if thinks else None
     if calls and (not answers or calls[-1][1] > answers[-1][1]):
-        result = parse_call(text[slice(*calls[-1])], duration)
+        result = read_call(text[slice(*calls[-1])], duration)
         if isinstance(result, Call):
             return ParsedTurn("call", call=result, think=think)
         return ParsedTurn("call", error=result, think=think)
     if answers:
-        return ParsedTurn("answer", answer=text[slice(*answers[-1])].strip(), think=think)
+        return ParsedTurn("answer", answer=read_answer(text[slice(*answers[-1])]), think=think)
     return ParsedTurn("text", think=think)
 
 
 def parse_call(content: str, duration: float) -> Call | str:
     """Reads the content of a `<grounding>` block: the call, clipped to the video, or what is wrong with it."""
-    data = _parse_object(content)
+    data = parse_object(content)
     if isinstance(data, str):
         return data
     missing = [key for key in (_SEGMENT_KEY, _STRATEGY_KEY) if key not in data]
@@ -110,7 +127,9 @@ def parse_call(content: str, duration: float) -> Call | str:
         return f"the key {' and the key '.join(map(repr, missing))} is missing. Write both, like {_EXAMPLE}."
     strategy = data[_STRATEGY_KEY]
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        return f"{_STRATEGY_KEY} is {_short(strategy)}; it must be one of {', '.join(STRATEGIES)}."
+        return (
+            f"{_STRATEGY_KEY} is {shortened(strategy)}; it must be one of {', '.join(STRATEGIES)}."
+        )
     segment = _parse_pair(data[_SEGMENT_KEY])
     if isinstance(segment, str):
         return segment
@@ -133,7 +152,7 @@ def parse_call(content: str, duration: float) -> Call | str:
 
 def parse_segment(answer: str) -> Segment | str:
     """Reads a temporal grounding answer, `{"temporal_segment": [t0, t1]}`; ends are sorted. A string says what is wrong."""
-    data = _parse_object(answer)
+    data = parse_object(answer)
     if isinstance(data, str):
         return data
     if _SEGMENT_KEY not in data:
@@ -144,8 +163,13 @@ def parse_segment(answer: str) -> Segment | str:
 
 def format_call(call: Call, *, decimals: int | None = None) -> str:
     """The `<grounding>` block of a call. `decimals=None` writes the times so that parsing gives them back exactly."""
-    times = ", ".join(_number(t, decimals) for t in (call.start, call.end))
-    return f'<grounding>{{"{_SEGMENT_KEY}": [{times}], "{_STRATEGY_KEY}": "{call.strategy}"}}{CALL_END}'
+    return f"<grounding>{call_content(call, decimals=decimals)}{CALL_END}"
+
+
+def call_content(call: Call, *, decimals: int | None = None) -> str:
+    """What stands in the block; a call without a strategy is written as medium."""
+    times = ", ".join(number(t, decimals) for t in (call.start, call.end))
+    return f'{{"{_SEGMENT_KEY}": [{times}], "{_STRATEGY_KEY}": "{call.strategy or "medium"}"}}'
 
 
 def format_answer(answer: str) -> str:
@@ -155,7 +179,7 @@ def format_answer(answer: str) -> str:
 
 def format_segment(segment: Segment, *, decimals: int | None = None) -> str:
     """The content of a temporal grounding answer."""
-    times = ", ".join(_number(t, decimals) for t in (segment.start, segment.end))
+    times = ", ".join(number(t, decimals) for t in (segment.start, segment.end))
     return f'{{"{_SEGMENT_KEY}": [{times}]}}'
 
 
@@ -164,11 +188,12 @@ def format_turn(think: str, block: str) -> str:
     return f"<think>{think}</think>\n{block}"
 
 
-def _number(value: float, decimals: int | None) -> str:
+def number(value: float, decimals: int | None) -> str:
+    """A number as it is written; `decimals=None`: so that reading gives it back exactly."""
     return repr(float(value)) if decimals is None else f"{value:.{decimals}f}"
 
 
-def _short(value: Any, limit: int = 60) -> str:
+def shortened(value: Any, limit: int = 60) -> str:
     """The value as JSON, cut so that an error turn stays short."""
     try:
         shown = json.dumps(value, ensure_ascii=False)
@@ -180,11 +205,11 @@ def _short(value: Any, limit: int = 60) -> str:
     return shown if len(shown) <= limit else shown[:limit] + "..."
 
 
-def _parse_object(content: str) -> dict[str, Any] | str:
-    """The JSON object from the first `{` to the last `}`, single quotes accepted, or what is wrong."""
+def parse_object(content: str, example: str = _EXAMPLE) -> dict[str, Any] | str:
+    """The JSON object from the first `{` to the last `}`, single quotes accepted, or what is wrong, with an example."""
     first, last = content.find("{"), content.rfind("}")
     if first < 0 or last < first:
-        return f"there is no JSON object in it. Write one, like {_EXAMPLE}."
+        return f"there is no JSON object in it. Write one, like {example}."
     body = content[first : last + 1]
     for candidate in (body, body.replace("'", '"')):
         try:
@@ -195,18 +220,20 @@ def _parse_object(content: str) -> dict[str, Any] | str:
         ):  # JSONDecodeError is a ValueError, and so is an integer of 5,000 digits
             continue
         return data  # it starts with a brace, so it is a dict
-    return f"it is not valid JSON. Write it like {_EXAMPLE}."
+    return f"it is not valid JSON. Write it like {example}."
 
 
 def _parse_pair(value: Any) -> tuple[float, float] | str:
     """Two finite numbers, or what is wrong."""
     if not isinstance(value, list) or len(value) != 2:
-        return f"{_SEGMENT_KEY} is {_short(value)}; it must be two times in seconds, [start, end]."
+        return (
+            f"{_SEGMENT_KEY} is {shortened(value)}; it must be two times in seconds, [start, end]."
+        )
     times = []
     for time in value:
         # bool is an int in Python, and true is no time
         if isinstance(time, bool) or not isinstance(time, int | float):
-            return f"{_SEGMENT_KEY} holds {_short(time)}, which is not a number. Write seconds, like 12.5."
+            return f"{_SEGMENT_KEY} holds {shortened(time)}, which is not a number. Write seconds, like 12.5."
         try:
             times.append(float(time))
         except OverflowError:

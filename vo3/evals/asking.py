@@ -109,9 +109,11 @@ class OverviewOnce:
                 self._clip = self.video.overview()
             return self._clip
 
-    def crop(self, t0: float, t1: float, strategy: str) -> Clip:
+    def crop(
+        self, t0: float, t1: float, strategy: str | None, *, rate: float | None = None
+    ) -> Clip:
         """See `VideoCrop.crop`."""
-        return self.video.crop(t0, t1, strategy)
+        return self.video.crop(t0, t1, strategy, rate=rate)
 
 
 class Shelf:

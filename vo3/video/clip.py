@@ -14,12 +14,12 @@ class Clip:
     """Frames of the whole video (an overview) or of a window of it.
 
     Attributes:
-      frames: uint8 [T, height, width, 3], RGB, resized; T is even.
+      frames: uint8 [T, height, width, 3], RGB, resized; T is even where two share a patch.
       times: float64 [T], true presentation times in seconds from the video's first frame.
       indices: int64 [T], frame numbers on the nominal grid.
       fps: frames shown per second of video.
       start, end: seconds of the whole video.
-      grid: (t, h, w) in patches; two frames share one t, 2 x 2 patches one token.
+      grid: (t, h, w) in patches; two frames share one t, or each has its own (`alone`); 2 x 2 patches are one token.
       tokens: tokens in the context.
     """
 
@@ -31,6 +31,11 @@ class Clip:
     end: float
     grid: tuple[int, int, int]
     tokens: int
+
+    @property
+    def alone(self) -> bool:
+        """Whether every frame is a picture of its own."""
+        return self.grid[0] == len(self.frames)
 
     @property
     def height(self) -> int:
@@ -61,4 +66,5 @@ class Clip:
             grid=self.grid,
             tokens=self.tokens,
             strategy=strategy,
+            media="frames" if self.alone else "video",
         )

@@ -99,7 +99,15 @@ class VideoCrop:
         """
         return self._clip(None, None, clips=1)
 
-    def crop(self, t0: float, t1: float, strategy: str | None, *, clips: int = 1) -> Clip:
+    def crop(
+        self,
+        t0: float,
+        t1: float,
+        strategy: str | None,
+        *,
+        clips: int = 1,
+        rate: float | None = None,
+    ) -> Clip:
         """A window of the video.
 
         Args:
@@ -107,6 +115,7 @@ class VideoCrop:
           strategy: "coarse", "medium" or "fine". Training rows also know None (the overview's whole quota) and
             "old_quota" (that quota divided by `clips`).
           clips: number of clips of the row, for "old_quota".
+          rate: frames per second; None: the policy's.
 
         Raises:
           VideoError: kind "window" when the times are not numbers, reversed, outside of the video or less than
@@ -126,7 +135,7 @@ class VideoCrop:
                 f"{given} covers {end - start:.2f} s of {self.name}, less than {self.policy.min_seconds:g} s",
                 f"{inside} of at least {self.policy.min_seconds:g} s",
             )
-        return self._clip((start, end), strategy, clips=clips)
+        return self._clip((start, end), strategy, clips=clips, rate=rate)
 
     def show(self, observation: Observation) -> Clip:
         """The frames of an earlier observation of this video again, whatever policy made it.
@@ -145,7 +154,12 @@ class VideoCrop:
         return self._decode(plan, o.start, o.end, o.grid)
 
     def _clip(
-        self, window: tuple[float, float] | None, strategy: str | None, *, clips: int
+        self,
+        window: tuple[float, float] | None,
+        strategy: str | None,
+        *,
+        clips: int,
+        rate: float | None = None,
     ) -> Clip:
         plan = plan_clip(
             fps=self.fps,
@@ -156,10 +170,12 @@ class VideoCrop:
             strategy=strategy,
             policy=self.policy,
             clips=clips,
+            rate=rate,
         )
         start, end = window or (0.0, self.duration)
         patch = self.policy.token_size // 2
-        grid = (len(plan.indices) // 2, plan.height // patch, plan.width // patch)
+        steps = len(plan.indices) // self.policy.frames_per_patch
+        grid = (steps, plan.height // patch, plan.width // patch)
         return self._decode(plan, start, end, grid)
 
     def _decode(self, plan: ClipPlan, start: float, end: float, grid: tuple[int, int, int]) -> Clip:

@@ -1,6 +1,6 @@
 """CropPolicy: every number that decides which frames a video shows and at what size.
 
-The four published recipes are presets of plain fields; any field may be overridden by name, in the constructor or with
+The published recipes are presets of plain fields; any field may be overridden by name, in the constructor or with
 `dataclasses.replace` (which keeps the other numbers as they stand, so change the recipe in the constructor).
 """
 
@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from vo3.trajectory import STRATEGIES
 
-Recipe = Literal["rl", "sft", "eval", "qwen3_vl"]
+Recipe = Literal["rl", "sft", "eval", "qwen3_vl", "longvt", "videozoomer"]
 
 # How frame numbers are laid over the range [first, last].
 #   round     n from clamping, round(linspace) in float32
-#   truncate  n = floor(seconds * rate) without a minimum, int(linspace), the last one doubled when n is odd
+#   truncate  n = floor(seconds * rate) without a minimum, int(linspace), the last one doubled when n is odd and two share a patch
 #   stride    int(i * fps / rate); above the maximum int(i * total / (maximum + 1)), i = 1, 2, ...
 Rule = Literal["round", "truncate", "stride"]
 
@@ -40,6 +40,7 @@ _RL: dict[str, Any] = {
     "min_seconds": 1.0,
     "overview_rule": "round",
     "crop_rule": "round",
+    "frames_per_patch": 2,
 }
 _RECIPES: dict[str, dict[str, Any]] = {
     "rl": _RL,
@@ -68,6 +69,41 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "fine_quota": 3072,
         "token_size": 32,
     },
+    # Other agents' tools, every frame a picture of its own (see vo3.chat.dialects). LongVT: 1 fps, at most 768 frames and 128 in a
+    # look, at most 224 x 224 pixels each.
+    "longvt": _RL
+    | {
+        "frames_per_patch": 1,
+        "sample_fps": 1.0,
+        "crop_fps": 1.0,
+        "max_crop_frames": 128,
+        "min_frames": 2,
+        "min_crop_frames": 2,
+        "overview_quota": 768 * 64,
+        "overview_min": 0,
+        "crop_min": 0,
+        "patch_max": 64,
+        "patch_min": 1,
+        "min_seconds": 0.0,
+    },
+    # VideoZoomer: one frame in two seconds, at most 64; a look has the rate it asks for, at most 16; 25,088 to 100,352 pixels each.
+    "videozoomer": _RL
+    | {
+        "frames_per_patch": 1,
+        "sample_fps": 0.5,
+        "max_frames": 64,
+        "min_frames": 2,
+        "max_crop_frames": 16,
+        "min_crop_frames": 1,
+        "overview_quota": 64 * 128,
+        "overview_min": 0,
+        "crop_min": 0,
+        "patch_max": 128,
+        "patch_min": 32,
+        "min_seconds": 0.0,
+        "overview_rule": "truncate",
+        "crop_rule": "truncate",
+    },
 }
 RECIPES: tuple[str, ...] = tuple(_RECIPES)
 
@@ -84,13 +120,14 @@ class CropPolicy:
       crop_fps, max_crop_frames, min_crop_frames: the same for a crop.
       overview_quota, overview_min: most and least tokens of the overview.
       coarse_quota, medium_quota, fine_quota, crop_min: most tokens of a crop by strategy, and the least.
-      patch_max, patch_min: most and least tokens of one temporal patch (two frames). A minimum that exceeds the
+      patch_max, patch_min: most and least tokens of one temporal patch. A minimum that exceeds the
         maximum yields.
       floor_patch_quota: whether the share of the quota that one temporal patch gets is floored.
       token_size: pixels per side of one token.
       max_aspect: the longer side over the shorter one, at most.
       min_seconds: windows shorter than this are refused.
       overview_rule, crop_rule: see `Rule`.
+      frames_per_patch: 2: two frames share one temporal patch, as in a video; 1: every frame is a picture of its own.
     """
 
     recipe: Recipe = "rl"
@@ -114,6 +151,7 @@ class CropPolicy:
     min_seconds: float = None  # type: ignore[assignment]
     overview_rule: Rule = None  # type: ignore[assignment]
     crop_rule: Rule = None  # type: ignore[assignment]
+    frames_per_patch: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.recipe not in _RECIPES:
@@ -136,6 +174,10 @@ class CropPolicy:
                 raise ValueError(
                     f"CropPolicy.{name} must be even and at least 2 (two frames share a patch), not {value!r}"
                 )
+        if self.frames_per_patch not in (1, 2):
+            raise ValueError(
+                f"CropPolicy.frames_per_patch is 1 or 2, not {self.frames_per_patch!r}"
+            )
         pairs = (
             ("overview_quota", "max_frames"),
             ("coarse_quota", "max_crop_frames"),
@@ -143,11 +185,11 @@ class CropPolicy:
             ("fine_quota", "max_crop_frames"),
         )
         for quota, frames in pairs:
-            need = getattr(self, frames) // 2
+            need = getattr(self, frames) // self.frames_per_patch
             if getattr(self, quota) < need:
                 raise ValueError(
                     f"CropPolicy.{quota} = {getattr(self, quota)} cannot hold {frames} = {getattr(self, frames)}: "
-                    f"one token per two frames needs {need}; raise the quota or lower {frames}"
+                    f"one token per temporal patch needs {need}; raise the quota or lower {frames}"
                 )
         for rule in (self.overview_rule, self.crop_rule):
             if rule not in ("round", "truncate", "stride"):

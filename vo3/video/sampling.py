@@ -23,7 +23,7 @@ class ClipPlan:
     """What to decode for one clip.
 
     Attributes:
-      indices: int64 [T], numbers on the nominal grid, not decreasing; T is even.
+      indices: int64 [T], numbers on the nominal grid, not decreasing; T is even where two share a patch.
       height, width: pixels of the frames to show, multiples of the policy's token size.
       tokens: tokens of the whole clip.
       fps: frames shown per second of video.
@@ -46,6 +46,7 @@ def plan_clip(
     strategy: str | None = None,
     policy: CropPolicy | None = None,
     clips: int = 1,
+    rate: float | None = None,
 ) -> ClipPlan:
     """Plans the overview (`window` None) or a crop.
 
@@ -57,6 +58,7 @@ def plan_clip(
       strategy: "coarse", "medium", "fine"; None gives the overview's whole quota, "old_quota" that quota divided by `clips`.
       policy: the numbers; `CropPolicy()` when None.
       clips: how many clips share the overview's quota under "old_quota".
+      rate: frames per second of a crop; None: the policy's.
 
     Returns:
       The plan.
@@ -73,9 +75,10 @@ def plan_clip(
             f"not a video's shape: fps {fps}, frames {frames}, height {height}, width {width}, clips {clips}"
         )
     total, minimum = _quota(policy, strategy, whole=window is None, clips=clips)
-    indices, sample_fps = _indices(fps, frames, window, policy)
-    pairs = len(indices) // 2
-    upper = 2 * total / len(indices) if not policy.floor_patch_quota else total // pairs
+    indices, sample_fps = _indices(fps, frames, window, policy, rate)
+    together = policy.frames_per_patch
+    pairs = len(indices) // together
+    upper = together * total / len(indices) if not policy.floor_patch_quota else total // pairs
     upper = min(upper, policy.patch_max)
     if upper < 1:
         raise ValueError(
@@ -131,11 +134,15 @@ def check_window(window: tuple[float, float]) -> tuple[float, float]:
 
 
 def _indices(
-    fps: float, frames: int, window: tuple[float, float] | None, policy: CropPolicy
+    fps: float,
+    frames: int,
+    window: tuple[float, float] | None,
+    policy: CropPolicy,
+    rate: float | None,
 ) -> tuple[np.ndarray, float]:
     whole = window is None
     rule = policy.overview_rule if whole else policy.crop_rule
-    rate = policy.sample_fps if whole else policy.crop_fps
+    rate = policy.sample_fps if whole else rate or policy.crop_fps
     most = policy.max_frames if whole else policy.max_crop_frames
     least = policy.min_frames if whole else policy.min_crop_frames
     seconds = frames / fps
@@ -156,7 +163,7 @@ def _indices(
     if rule == "truncate":
         n = max(1, min(math.floor(seconds * rate), most, count))
         indices = np.linspace(first, last, n).astype(np.int64)
-        if n % 2:
+        if n % policy.frames_per_patch:
             indices = np.append(indices, indices[-1])
         return indices, n / count * fps
     n = max(2, _even(min(max(count / fps * rate, least), most, count)))

@@ -136,7 +136,7 @@
     return el("ol", {}, r.turns.map(([kind, think, what]) => {
       const parts = [];
       if (think) parts.push(el("p", { class: "think" }, think));
-      if (kind === "call") parts.push(el("p", {}, "looks at ", el("strong", {}, span(what[0], what[1])), `, ${what[2]}`));
+      if (kind === "call") parts.push(el("p", {}, "looks at ", el("strong", {}, span(what[0], what[1])), what[2] ? `, ${what[2]}` : ""));
       else if (kind === "answer") parts.push(el("p", { class: "final" }, el("strong", {}, what), r.options[what] ? ` ${r.options[what]}` : "", el("span", { class: tone(r.right) }, r.right === null ? "" : r.right ? "\u2713 right" : "\u2717 wrong")));
       else if (kind === "error") parts.push(el("p", { class: "note" }, `refused: ${what}`));
       else if (kind === "observation" || kind === "forced") {

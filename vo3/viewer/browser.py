@@ -82,7 +82,7 @@ def record(
         "video": video_name(task),
         "duration": round(duration_of(trajectory), 3),
         "clues": [[c.start, c.end] for c in target.clues] if target else [],
-        "looks": [[o.start, o.end, o.strategy, o.tokens] for o in trajectory.observations[1:] if o.media == "video"],
+        "looks": [[o.start, o.end, o.strategy, o.tokens] for o in trajectory.observations[1:] if o.media != "image"],
         "calls": len(trajectory.calls),
         "iou": None if iou is None else round(iou, 4),
         "tokens": sum(o.tokens for o in trajectory.observations),
@@ -115,7 +115,7 @@ def category_of(trajectory: Trajectory) -> str:
 def _turn(turn: Turn) -> list[Any]:
     """[kind, think, what was called, shown, refused or answered]."""
     if turn.kind == "call" and turn.call is not None:
-        return ["call", think_of(turn), [turn.call.start, turn.call.end, turn.call.strategy]]
+        return ["call", think_of(turn), [turn.call.start, turn.call.end, turn.call.how]]
     if turn.role == "assistant":
         think = think_of(turn)
         return [

@@ -51,7 +51,7 @@ def clips_of(trajectory: Trajectory, *, videos: epath.PathLike | None = None) ->
             else [os.path.join(root, p) for p in source]
         )
     video = VideoCrop(source, frame_fps=task.frame_fps)
-    return {o.index: video.show(o) for o in trajectory.observations if o.media == "video"}
+    return {o.index: video.show(o) for o in trajectory.observations if o.media != "image"}
 
 
 def write(

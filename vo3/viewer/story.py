@@ -97,7 +97,7 @@ def _said(trajectory: Trajectory, turn: Turn, *, got: int | None, right: bool | 
                     "span",
                     "looks at ",
                     tag("strong", window(call.start, call.end)),
-                    f", {call.strategy}",
+                    f", {call.how}" if call.how else None,
                 ),
                 class_="call" if got is None else f"call c{color_of(got)}",
             )
@@ -142,7 +142,7 @@ def _seen(observation: Observation, clip: Clip | None) -> Markup:
     caption = tag("p", what, class_="note")
     if clip is None:
         return caption
-    if o.index == 0 and o.media == "video":
+    if o.index == 0 and o.media != "image":
         frames = _spread(clip, MAX_SHEET_FRAMES)
         sheet = tag("div", [_picture(clip, i, "overview", 240) for i in frames], class_="sheet")
         count = (

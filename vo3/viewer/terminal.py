@@ -162,7 +162,7 @@ class Terminal:
             self._margin("")
         if turn.call is not None:
             self.console.print(
-                f"[bold]\u2192 looks at {window(turn.call.start, turn.call.end)}[/bold], {turn.call.strategy}",
+                f"[bold]\u2192 looks at {window(turn.call.start, turn.call.end)}[/bold]{', ' if turn.call.how else ''}{turn.call.how}",
                 end="", highlight=False,
             )  # fmt: skip
         elif turn.answer is not None:

@@ -61,7 +61,7 @@ def looks_of(trajectory: Trajectory) -> list[Look]:
     total = duration_of(trajectory)
     looks = []
     for o in trajectory.observations:
-        if o.index == 0 or o.media != "video":
+        if o.index == 0 or o.media == "image":
             continue
         left = min(max(100 * o.start / total, 0.0), 100.0)
         right = min(max(100 * o.end / total, 0.0), 100.0)

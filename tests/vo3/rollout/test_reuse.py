@@ -12,13 +12,12 @@ import pytest
 import rollout_fakes as fakes
 from flax import nnx
 from rollout_fakes import BUCKETS, TASK, NoiseVideo, ScriptedEngine, answer, call
+from whole_pass import forward
 
 import vo3.models
-from pallas_kernels import Visibility
 from vo3.chat import encode
-from vo3.models.qwen2_5_vl import vision_inputs
 from vo3.rollout import Buckets, Engine, RolloutPolicy, Sampling
-from vo3.video import VideoCrop, patchify
+from vo3.video import VideoCrop
 
 SCRIPT = (
     call(),
@@ -30,37 +29,6 @@ SCRIPT = (
 BABBLE = 24
 
 
-@nnx.jit
-def whole(model, ids, positions, visibility, patches, inputs, index):
-    features = model.encode_vision(patches, inputs)
-    return model(ids, positions, visibility, features=features, feature_index=index).logits[0]
-
-
-def forward(model, tokenizer, rollout, babble=BABBLE) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Log-probabilities [L, V] of one pass over the whole conversation, and (token, turn) of the babbled tokens."""
-    turns = rollout.trajectory.turns
-    encoded = encode(turns, tokenizer)
-    patches = np.concatenate([patchify(clip.frames)[0] for clip in rollout.clips])
-    inputs = vision_inputs(encoded.grids, model.config.vision)
-    visibility = jax.tree.map(lambda field: field[None], Visibility.causal(len(encoded)))
-    logits = whole(
-        model,
-        encoded.ids[None],
-        encoded.positions[:, None],
-        visibility,
-        patches,
-        inputs,
-        encoded.feature_index[None],
-    )
-    places = []
-    for number, turn in enumerate(turns):
-        if turn.role == "assistant":
-            start = int(encoded.turn_offsets[number]) + len("assistant\n") + 1
-            assert encoded.ids[start : start + len(turn.ids)].tolist() == list(turn.ids)
-            places += [(start + i, number) for i in range(babble)]
-    return np.asarray(jax.nn.log_softmax(logits)), places
-
-
 @pytest.mark.parametrize("source", ["noise", "mp4"])
 def test_greedy_tokens_equal_recomputing_everything(
     model, tokenizer, scripted, crop, source, strict_dtypes
@@ -69,7 +37,7 @@ def test_greedy_tokens_equal_recomputing_everything(
     engine = scripted(*SCRIPT, babble=BABBLE)
     rollout = engine.rollout(TASK, crop if source == "mp4" else NoiseVideo())
     assert len(rollout.clips) == 4
-    logprobs, places = forward(model, tokenizer, rollout)
+    logprobs, places = forward(model, tokenizer, rollout, babble=BABBLE)
     assert len(places) == 5 * BABBLE
     ids = encode(rollout.trajectory.turns, tokenizer).ids
     before = logprobs[[at - 1 for at, _ in places]]
@@ -86,7 +54,7 @@ def test_greedy_tokens_equal_recomputing_everything(
 def test_sampled_tokens_have_the_forward_passs_logprobs(model, tokenizer, scripted, strict_dtypes):
     engine = scripted(*SCRIPT, babble=BABBLE)
     rollout = engine.rollout(TASK, NoiseVideo(), sampling=Sampling(temperature=1.0, seed=5))
-    logprobs, places = forward(model, tokenizer, rollout)
+    logprobs, places = forward(model, tokenizer, rollout, babble=BABBLE)
     ids = encode(rollout.trajectory.turns, tokenizer).ids
     wanted = [logprobs[at - 1, ids[at]] for at, _ in places]
     recorded = [

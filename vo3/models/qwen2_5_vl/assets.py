@@ -34,15 +34,30 @@ class Assets:
         return self._given.get("tokenizer")
 
     @property
+    def dialect(self) -> str:
+        """How this model calls its tool: the settings' dialect, or Video-o3's."""
+        if "dialect" not in self._given:
+            from vo3.chat.dialects import DEFAULT, DIALECTS
+
+            name = self.settings.get("dialect") or DEFAULT
+            # By name only: a checkpoint does not decide which module is imported.
+            if name not in DIALECTS:
+                raise self._wrong("dialect", ValueError(f"{name!r} is none of {list(DIALECTS)}"))
+            self._given["dialect"] = name
+        return self._given["dialect"]
+
+    @property
     def crop_policy(self) -> Any:
-        """How videos are sampled and resized for this model: the settings' policy, or the evaluation's."""
+        """How videos are sampled and resized for this model: the settings' policy, or the dialect's evaluation's."""
         if "crop_policy" not in self._given:
+            from vo3.chat.dialects import get_dialect
             from vo3.video import CropPolicy
 
+            recipe = get_dialect(self.dialect).recipe
             stored = self.settings.get("crop_policy")
             try:
                 policy = (
-                    CropPolicy(recipe="eval") if stored is None else CropPolicy.from_json(stored)
+                    CropPolicy(recipe=recipe) if stored is None else CropPolicy.from_json(stored)
                 )
             except (ValueError, TypeError) as error:
                 raise self._wrong("crop_policy", error) from error
@@ -51,11 +66,12 @@ class Assets:
 
     @property
     def prompt_pack(self) -> Any:
-        """The prompt pack of this model: the settings', or the default. A file name is looked for in the source first."""
+        """The prompt pack of this model: the settings', or its dialect's. A file name is looked for in the source first."""
         if "prompt_pack" not in self._given:
+            from vo3.chat.dialects import get_dialect
             from vo3.chat.prompts import PromptPack
 
-            name = self.settings.get("prompt_pack") or "default"
+            name = self.settings.get("prompt_pack") or get_dialect(self.dialect).pack
             file = None if self.source is None else self.source / name
             found = file is not None and name.endswith((".yaml", ".yml")) and file.exists()
             try:
