@@ -99,8 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         help="write the trajectory; without PATH to standard output",
     )
     ask.add_argument(
-        "--max-turns", type=_positive(int), default=8, metavar="N", help="then one forced answer"
-    )
+        "--max-turns", type=_positive(int), metavar="N",
+        help="rounds in which it may look, then one forced answer (default: the dialect's; video-o3: 8)",
+    )  # fmt: skip
     ask.add_argument("--max-new-tokens", type=_positive(int), metavar="N", help="in one turn")
     ask.add_argument(
         "--temperature", type=_number, default=0.0, help="0 takes the likeliest token (default)"
@@ -110,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--frame-fps", type=_positive(float), metavar="FPS", help="rate of a folder of frames"
     )
+    ask.add_argument(
+        "--dialect", metavar="NAME",
+        help="how it calls its tool: video-o3, longvt, videozoomer or package.module:NAME (default: the checkpoint's own)",
+    )  # fmt: skip
     ask.add_argument("--prompt-pack", metavar="NAME|PATH", help="default: the checkpoint's own")
     ask.add_argument(
         "--dtype",
@@ -297,7 +302,7 @@ def _ask(args: argparse.Namespace) -> int:
         )
     _writable("--html", args.html)
     _writable("--json", args.json)
-    sampling = _sampling(args)
+    sampling = _sampling(args) | _dialect(args.dialect)
 
     from vo3.video import VideoCrop
 
@@ -343,6 +348,18 @@ def _ask(args: argparse.Namespace) -> int:
         epath.Path(args.html).write_text(render(trajectory, clips=agent.last_clips))
         terminal.wrote(args.html)
     return 0
+
+
+def _dialect(name: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
+    from vo3.chat.dialects import get_dialect
+
+    try:
+        get_dialect(name)
+    except ValueError as error:
+        raise UsageError(f"--dialect: {error}") from error
+    return {"dialect": name}
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, float | int]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from vo3.chat.dialects import DEFAULT
 from vo3.evals.journal import flat
 from vo3.evals.published import OURS
 from vo3.viewer.markup import Markup, join, tag
@@ -72,6 +73,11 @@ def warnings(card: dict[str, Any]) -> list[str]:
     return told + bench["notes"]
 
 
+def dialect(card: dict[str, Any]) -> str:
+    """How the model called its tool; cards made before there was a choice name none."""
+    return card["settings"].get("rollout", {}).get("dialect", DEFAULT)
+
+
 def facts(card: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything that made the number, by heading."""
     shown, settings, env = card["shown"], card["settings"], card["environment"]
@@ -131,7 +137,8 @@ def markdown(card: dict[str, Any]) -> str:
     lines = [
         f"# {card['benchmark']['title']}: {percent(score)} {interval(score)} {score['metric']}",
         "",
-        f"{card['settings']['checkpoint']['name']}, mode `{card['mode']}` ({HOW[card['mode']]}); {count(score)} questions. "
+        f"{card['settings']['checkpoint']['name']}, mode `{card['mode']}` ({HOW[card['mode']]}), dialect `{dialect(card)}`; "
+        f"{count(score)} questions. "
         "Intervals are 95 %.",
         "",
         *(f"> {warning}" for warning in warnings(card)),
@@ -182,6 +189,7 @@ def page(card: dict[str, Any]) -> str:
         "p",
         tag("span", card["settings"]["checkpoint"]["name"]),
         tag("span", HOW[card["mode"]]),
+        tag("span", f"dialect {dialect(card)}"),
         tag("span", f"{bench['questions']:,} questions"),
         class_="eyebrow",
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from vo3.chat.dialects import DEFAULT, get_dialect
 from vo3.evals.benchmarks import BENCHMARKS, Options
 from vo3.rollout.policy import RolloutPolicy
 from vo3.rollout.sampler import Sampling
@@ -38,7 +39,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.dtype = ""  # float32 or bfloat16; "": as the weights
     c.quantize = ""  # int8: the decoder's weights in one byte each; "": as they are
     c.mrope_time = ""  # constant, hf_int or exact; "": the checkpoint's
-    c.prompt_pack = ""  # a name or path; "": the checkpoint's
+    # How the checkpoint calls its tool: video-o3, longvt, videozoomer, or package.module:NAME; "": the checkpoint's.
+    c.dialect = ""
+    c.prompt_pack = ""  # a name or path; "": the checkpoint's, or that of a dialect which is not the checkpoint's
     c.data_root = "data"  # a benchmark lies in its folder of this, as it was downloaded
     # A benchmark's own folder, where it lies elsewhere.
     c.roots = ml_collections.ConfigDict({name: "" for name in BENCHMARKS})
@@ -49,7 +52,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.clueworld = ml_collections.ConfigDict({"worlds": 20, "first": 50_000})
     # What videos are shown as: a recipe, and numbers that are not the recipe's. "" and 0: the checkpoint's.
     c.crop = ml_collections.ConfigDict({"recipe": "", **dict.fromkeys(_QUOTAS, 0)})
-    c.max_turns = 8
+    c.max_turns = 0  # 0: the dialect's; Video-o3: 8
     c.max_new_tokens = 4096  # in one turn
     c.max_videos = 12
     c.max_length = 0  # of the context; 0: the model's, at most 32,768
@@ -103,11 +106,12 @@ def sharded(config: ml_collections.ConfigDict) -> bool:
     return any(size != 1 for size in config.mesh.values())
 
 
-def rollout_policy(config: ml_collections.ConfigDict) -> RolloutPolicy:
-    """The limits of a rollout with tools."""
+def rollout_policy(config: ml_collections.ConfigDict, *, dialect: str = DEFAULT) -> RolloutPolicy:
+    """The limits of a rollout with tools; `dialect` where the config names none."""
     return RolloutPolicy(
         mode="eval",
-        max_turns=config.max_turns,
+        dialect=config.dialect or dialect,
+        max_turns=config.max_turns or None,
         max_new_tokens=config.max_new_tokens,
         max_videos=config.max_videos,
         max_length=config.max_length or None,
@@ -171,7 +175,12 @@ def _faults(c: ml_collections.ConfigDict) -> Iterable[str]:
         value = flatten(c)[key]
         if value not in choices:
             yield f"{key}={value!r}; one of {', '.join(x or repr(x) for x in choices)}"
-    for key, low in (("max_turns", 1), ("max_new_tokens", 1), ("max_videos", 1), ("max_length", 0), ("limit", 0),
+    if c.dialect:
+        try:
+            get_dialect(c.dialect)
+        except ValueError as error:
+            yield f"dialect: {error}"
+    for key, low in (("max_turns", 0), ("max_new_tokens", 1), ("max_videos", 1), ("max_length", 0), ("limit", 0),
                      ("shards", 1), ("direct_quota", -1), ("batch", 1)):  # fmt: skip
         if c[key] < low:
             yield f"{key}={c[key]} is below {low}"

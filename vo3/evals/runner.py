@@ -35,6 +35,7 @@ from vo3.evals.questions import AnnotationError, Question
 from vo3.evals.scoring import grade
 from vo3.models.qwen2_5_vl.int8 import QwixMissing
 from vo3.models.safetensors_io import CheckpointError
+from vo3.rollout.setting import own_crop, own_dialect, own_pack
 from vo3.train.config import ConfigError, flatten, parse_flags
 
 
@@ -85,12 +86,13 @@ def by_video(questions: Sequence[Question]) -> list[list[Question]]:
 
 def modes_of(config: ml_collections.ConfigDict, model: Any, pack: Any) -> list[Mode]:
     """Every mode at every quota, for a model."""
-    crop = config_lib.crop_policy(config, model.crop_policy)
+    limits = config_lib.rollout_policy(config, dialect=own_dialect(model))
+    crop = config_lib.crop_policy(config, own_crop(model, limits.dialect))
     return [
         prepare(
             name,
             crop=crop,
-            rollout=config_lib.rollout_policy(config),
+            rollout=limits,
             pack=pack,
             quota=quota,
             direct_quota=config.direct_quota,
@@ -218,7 +220,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
 def _load(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
     """The model, spread over the mesh if there is one, and the prompt pack."""
     import vo3.models
-    from vo3.chat import PromptPack
 
     options: dict[str, Any] = {"mrope_time": config.mrope_time} if config.mrope_time else {}
     if config_lib.sharded(config):
@@ -229,7 +230,7 @@ def _load(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
         options["quantize"] = config.quantize
     model = vo3.models.load(config.checkpoint, dtype=config.dtype or None, **options)
     try:
-        pack = PromptPack.load(config.prompt_pack) if config.prompt_pack else model.prompt_pack
+        pack = own_pack(model, config.prompt_pack or None, config.dialect or None)
     except ValueError as error:
         raise ConfigError(f"prompt_pack: {error}") from error
     return model, pack

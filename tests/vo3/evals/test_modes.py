@@ -82,7 +82,7 @@ def test_no_clip_is_shown_in_one_look():
         ({"crop.recipe": "sftt"}, "crop.recipe='sftt'"),
         ({"shard": 2, "shards": 2}, "numbered from 0"),
         ({"judge.url": "http://x"}, "belong together"),
-        ({"max_turns": 0}, "max_turns=0 is below 1"),
+        ({"max_turns": -1}, "max_turns=-1 is below 0"),
         ({"direct_quota": -2}, "direct_quota=-2 is below -1"),
         ({"mesh.data": 0}, "sizes are 1 or more"),
         ({"time_limit": 0.0}, "seconds above 0"),
@@ -98,10 +98,10 @@ def test_contradictions_are_refused(changes, message):
 def test_the_published_values_stand():
     """Facts, section 6: 8 turns, greedy, 4096 new tokens a turn, no subtitles, at most 12 videos."""
     c = config_lib.defaults()
-    assert (c.max_turns, c.max_new_tokens, c.max_videos) == (8, 4096, 12)
+    assert (c.max_turns, c.max_new_tokens, c.max_videos) == (0, 4096, 12)
     assert (c.temperature, c.subtitles, c.modes, c.crop.recipe) == (0.0, False, "tools", "")
     policy = config_lib.rollout_policy(c)
-    assert (policy.mode, policy.force_answer) == ("eval", True)
+    assert (policy.mode, policy.force_answer, policy.max_turns) == ("eval", True, 8)
     assert config_lib.sampling(c).method == "greedy"
 
 

@@ -209,7 +209,7 @@ def test_the_command_end_to_end(data, tmp_path, capsys):
     [
         (["mlvv"], "benchmarks: 'mlvv' is none of"),
         (["mlvu", "--set", "max_turn=3"], "unknown key config.max_turn; the nearest is config.max_turns"),
-        (["mlvu", "--set", "max_turns=three"], "max_turns is like 8, and 'three' is not"),
+        (["mlvu", "--set", "max_turns=three"], "max_turns is like 0, and 'three' is not"),
         (["mlvu", "--set", "max_turns"], "is not KEY=VALUE"),
         (["mlvu", "--set", "quantize=int4"], "quantize='int4'; one of '', int8"),
         (["mlvu", "--modes", "tool"], "modes: 'tool' is none of"),
