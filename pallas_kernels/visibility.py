@@ -118,6 +118,23 @@ class Visibility:
         return cls(order, enter, xp.where(dead, minus, ids + np.int32(1)), zero, zero)
 
     @classmethod
+    def document(cls, order: Int[Array, "*B L"], live: Bool[Array, "*B L"]) -> Visibility:
+        """One document whose tokens stand at `order`; tokens that are not `live` are padding. numpy in, numpy out; traced in, traced out.
+
+        For what does not lie in order in one piece: the slots of a cache, a chunk of queries.
+
+        document([0, 2, 1, 3], [True, True, True, False]), causal:
+
+            1 0 0 0
+            1 1 1 0
+            1 0 1 0
+            0 0 0 0
+        """
+        xp = np if isinstance(order, np.ndarray) and isinstance(live, np.ndarray) else jnp
+        vis = cls.segments(xp.where(live, np.int32(0), np.int32(-1)))
+        return dataclasses.replace(vis, order=xp.where(live, order, np.int32(0)).astype(np.int32))
+
+    @classmethod
     def tree(
         cls, prefix: int, leaves: Sequence[int], *, align: int = 1, total: int | None = None
     ) -> Visibility:
@@ -226,6 +243,20 @@ class Visibility:
                 raise ValueError(f"{name} has bits outside 0..{2**KIND_BITS - 1}")
             fields[name] = value.astype(np.int32)
         return dataclasses.replace(self, **fields)
+
+    def on_branches(self, branch: Int[Array, "..."]) -> Visibility:
+        """The same tokens, their intervals moved on by `branch` (broadcasts): tokens of other branches of a document are not seen.
+
+        document([0, 1, 0, 1], all live).on_branches([0, 0, 1, 1]), causal:
+
+            1 0 0 0
+            1 1 0 0
+            0 0 1 0
+            0 0 1 1
+        """
+        xp = np if isinstance(self.enter, np.ndarray) and isinstance(branch, np.ndarray) else jnp
+        move = lambda field: xp.where(self.enter >= 0, field + branch, field)
+        return dataclasses.replace(self, enter=move(self.enter), leave=move(self.leave))
 
     def validate(self, name: str = "visibility") -> Visibility:
         """Self, when every field has one shape and int32, and, for numpy fields, every interval and bit set is sound.

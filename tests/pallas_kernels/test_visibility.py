@@ -30,6 +30,16 @@ CASES = {
     "windows": (Visibility.windows, lambda: Visibility.windows([2, 1, 2], 6), False),
     "segments": (Visibility.segments, lambda: Visibility.segments(ids(0, 1, 0, -1)), False),
     "tree": (Visibility.tree, lambda: Visibility.tree(2, [1, 2], align=2, total=7), True),
+    "document": (
+        Visibility.document,
+        lambda: Visibility.document(ids(0, 2, 1, 3), np.array([True, True, True, False])),
+        True,
+    ),
+    "branches": (
+        Visibility.on_branches,
+        lambda: Visibility.document(ids(0, 1, 0, 1), np.ones(4, bool)).on_branches(ids(0, 0, 1, 1)),
+        True,
+    ),
     "padding": (Visibility.padding, lambda: Visibility.padding(2), True),
     "concat": (
         Visibility.concat,
@@ -58,7 +68,7 @@ def test_the_mask_is_the_drawn_matrix(name):
 
 def test_every_constructor_is_drawn():
     constructors = {n for n, f in vars(Visibility).items() if isinstance(f, classmethod)}
-    assert constructors == set(CASES) - {"tdam"}
+    assert constructors == set(CASES) - {"tdam", "branches"}
 
 
 def test_predicate_bit_by_bit():

@@ -151,7 +151,13 @@ class Programs:
                 jax.block_until_ready(self.resize(cache, larger))
 
     def lowered(
-        self, *, patches: int, tokens: int, capacity: int, device: jax.Device, method: Method = "greedy"
+        self,
+        *,
+        patches: int,
+        tokens: int,
+        capacity: int,
+        device: jax.Device,
+        method: Method = "greedy",
     ) -> dict[str, jax.stages.Lowered]:
         """`encode`, `prefill`, `decode` and `resize` for these sizes and one conversation, lowered for `device`, where the model's shapes
         are said to lie and which need not be there."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.visibility import Visibility
+from pallas_kernels.visibility import Visibility, pad
 from vo3.models.qwen2_5_vl.config import TextConfig
 
 
@@ -43,15 +43,11 @@ class KVCache:
             capacity,
             config.head_dim,
         )
-        # One array per field, never one shared: a donated cache must not hand over a buffer twice.
-        fields = {
-            name: jnp.full((batch, capacity), -1 if name in ("enter", "leave") else 0, jnp.int32)
-            for name in ("order", "enter", "leave", "kind", "hide")
-        }
         return cls(
             k=jnp.zeros(shape, dtype),
             v=jnp.zeros(shape, dtype),
-            visibility=Visibility(**fields),
+            # One array per field, never one shared: a donated cache must not hand over a buffer twice.
+            visibility=jax.tree.map(jnp.array, Visibility.padding(batch, capacity)),
             length=jnp.zeros((batch,), jnp.int32),
         )
 
@@ -89,18 +85,10 @@ class KVCache:
         extra = capacity - self.capacity
         if extra < 0:
             raise ValueError(f"a cache of {self.capacity} slots cannot shrink to {capacity}")
-        pad = lambda x, value: jnp.pad(x, ((0, 0), (0, extra)), constant_values=value)
-        vis = self.visibility
         return KVCache(
             k=jnp.pad(self.k, ((0, 0),) * 3 + ((0, extra), (0, 0))),
             v=jnp.pad(self.v, ((0, 0),) * 3 + ((0, extra), (0, 0))),
-            visibility=Visibility(
-                order=pad(vis.order, 0),
-                enter=pad(vis.enter, -1),
-                leave=pad(vis.leave, -1),
-                kind=pad(vis.kind, 0),
-                hide=pad(vis.hide, 0),
-            ),
+            visibility=pad(self.visibility, extra),
             length=self.length,
         )
 

@@ -46,7 +46,7 @@ def extend_prefix(
     """
     used = jnp.max(slots, axis=1, keepdims=True)
     mask = _mask(decoder, x.dtype)(
-        _interval(slots, slots >= 0), _slots(prefix.capacity, used), causal=True
+        Visibility.document(slots, slots >= 0), _slots(prefix.capacity, used), causal=True
     )
     scale = decoder.config.head_dim**-0.5
 
@@ -87,7 +87,7 @@ def extend_leaves(
     mask = _mask(decoder, x.dtype)
     live = slots >= 0
     over_prefix = mask(
-        _interval(jnp.zeros_like(slots), live),
+        Visibility.document(jnp.zeros_like(slots), live),
         _slots(prefix.capacity, prefix_length[:, None] - 1),
         causal=False,
     )
@@ -96,8 +96,10 @@ def extend_leaves(
     used = jnp.max(jnp.where(mine, slots[:, None], -1), axis=2)
     own = _slots(capacity, used.reshape(-1, 1))
     branch = jnp.tile(jnp.arange(leaves, dtype=jnp.int32), groups)[:, None]
-    own = jax.tree.map(lambda field: field.reshape(groups, leaves * capacity), _branch(own, branch))
-    over_suffix = mask(_branch(_interval(slots, live), leaf), own, causal=True)
+    own = jax.tree.map(
+        lambda field: field.reshape(groups, leaves * capacity), own.on_branches(branch)
+    )
+    over_suffix = mask(Visibility.document(slots, live).on_branches(leaf), own, causal=True)
     scale = decoder.config.head_dim**-0.5
     flat = lambda y: y.swapaxes(1, 2).reshape(groups, -1, leaves * capacity, y.shape[-1])
 
@@ -189,30 +191,10 @@ def _mask(decoder: Decoder, dtype) -> Callable:
     )
 
 
-def _interval(order: Int[Array, "*B L"], live: Bool[Array, "*B L"]) -> Visibility:
-    """One interval, [0, 1), of the live tokens; the rest is padding."""
-    zero = jnp.zeros_like(order)
-    minus = zero - 1
-    return Visibility(
-        order=jnp.where(live, order, zero),
-        enter=jnp.where(live, zero, minus),
-        leave=jnp.where(live, zero + 1, minus),
-        kind=zero,
-        hide=zero,
-    )
-
-
 def _slots(capacity: int, last: Int[Array, "B 1"]) -> Visibility:
     """Fields [B, capacity] of a cache's slots, in use up to and with `last`."""
     index = jnp.arange(capacity, dtype=jnp.int32)[None]
-    return _interval(jnp.broadcast_to(index, (last.shape[0], capacity)), index <= last)
-
-
-def _branch(vis: Visibility, branch: Int[Array, "..."]) -> Visibility:
-    """The tokens moved to the intervals of their branches."""
-    live = vis.enter >= 0
-    shift = lambda field: jnp.where(live, field + branch, field)
-    return Visibility(vis.order, shift(vis.enter), shift(vis.leave), vis.kind, vis.hide)
+    return Visibility.document(jnp.broadcast_to(index, (last.shape[0], capacity)), index <= last)
 
 
 def _f32(pair: tuple[Array, Array]) -> tuple[Array, Array]:
