@@ -20,7 +20,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
-from vo3.rollout import GroupRollout, Rollout
+from vo3.rollout import GroupRollout, Rollout, Sampling
 from vo3.train.prompts import Prompts
 from vo3.train.scoring import ScoredGroup, Scorer, kept
 from vo3.trajectory import Task, Trajectory
@@ -155,14 +155,24 @@ class GroupRoller:
       engine: a `vo3.rollout.GroupEngine`, made with the first weights.
     """
 
-    def __init__(self, make: Callable[[Qwen2_5_VL], object], open_video: Callable, sampling):
+    def __init__(
+        self,
+        make: Callable[[Qwen2_5_VL], object],
+        open_video: Callable,
+        sampling: Sampling,
+        *,
+        warm_up: bool = False,
+    ):
+        """`warm_up`: compiles all that rollouts can ask for as soon as there are weights."""
         self.engine = None
-        self._make, self._open, self._sampling = make, open_video, sampling
+        self._make, self._open, self._sampling, self._warm = make, open_video, sampling, warm_up
 
     def update(self, model: Qwen2_5_VL) -> None:
         """Goes on with these weights."""
         if self.engine is None:
             self.engine = self._make(model)
+            if self._warm:
+                logging.info("%d rollout programs compiled", self.engine.warm_up(self._sampling))
         else:
             self.engine.update(model)
 

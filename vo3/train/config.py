@@ -81,9 +81,8 @@ def defaults() -> ml_collections.ConfigDict:
         "rows"  # files of rows, the TFDS builder seeker_173k, or ClueWorld made on the fly
     )
     c.data.rows = ""  # a file, or with "tfds" its data_dir
-    c.data.videos = (
-        ""  # the root of relative video paths; in RL on ClueWorld, where videos are kept
-    )
+    # The root of relative video paths; in RL on ClueWorld, where videos are kept.
+    c.data.videos = ""
     c.data.format = "auto"  # of the files; "auto": what their names end in
     c.data.crop_policy = "sft"
     c.data.mrope_time = (

@@ -342,7 +342,9 @@ def make_roller(
         workers=rollout.workers,
         timeout_s=config.data.time_limit,
     )
-    return GroupRoller(make, open_video, rl_config.sampling(config))
+    return GroupRoller(
+        make, open_video, rl_config.sampling(config), warm_up=config.rl.rollout.warm_up
+    )
 
 
 def define_flags() -> None:

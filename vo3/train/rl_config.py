@@ -81,6 +81,8 @@ def defaults() -> ml_collections.ConfigDict:
             "slots": 2,  # groups under way at a time, on each such set of devices
             "lanes": 1,  # batches that the slots are dealt out to and that take turns on the device
             "workers": 8,  # videos that a process reads at a time
+            # Compile every program of rl.buckets before the first step; else each when it is first needed.
+            "warm_up": False,
         }
     )
     # Static shapes of the rollout, rising: new tokens and vision patches of a call, slots of a group's prefix and of what a leaf adds.

@@ -6,8 +6,9 @@ import json
 import fake_groups
 import pytest
 
-from vo3.rollout import GroupRollout
+from vo3.rollout import GroupRollout, Sampling
 from vo3.train import rl_metrics, scoring
+from vo3.train.collect import GroupRoller
 from vo3.train.config import override
 from vo3.train.policy_loss import advantages
 from vo3.train.rl_config import defaults
@@ -154,3 +155,24 @@ def test_alarms(tmp_path, later, told):
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     again = rl_metrics.Alarms(tmp_path, start=rl_metrics.WINDOW)
     assert [again.add({**BASE, **later}) for _ in range(rl_metrics.WINDOW)][-1] == rows[-1]
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_programs_are_compiled_before_the_first_rollout_if_asked_for(warm):
+    said = []
+
+    class Engine:
+        def __init__(self, model):
+            said.append(f"made {model}")
+
+        def warm_up(self, sampling):
+            said.append(f"compiled at {sampling.temperature}")
+            return 3
+
+        def update(self, model):
+            said.append(f"given {model}")
+
+    roller = GroupRoller(Engine, None, Sampling(temperature=0.7), warm_up=warm)
+    roller.update("a")
+    roller.update("b")
+    assert said == ["made a", *["compiled at 0.7"] * warm, "given b"]
