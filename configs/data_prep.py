@@ -32,6 +32,7 @@ def get_config(model: str = "clueworld") -> ml_collections.ConfigDict:
                 "limit": 200 if oracle else 0,  # 0: all
                 "first_seed": 70_000,
                 "kinds": ("digit", "overview", "pair", "grounding"),
+                "longest": 0.0,  # seconds of a world; 0: any
                 "wrong_answers": 0.0,
             },
             "videos": "",  # root folder; paths may not leave it

@@ -146,6 +146,7 @@ def read_source(config: ml_collections.ConfigDict) -> Iterator[Triplet | Materia
             limit=source.limit or 1000,
             first_seed=source.first_seed,
             kinds=source.kinds,
+            longest=source.longest,
             wrong_answers=source.wrong_answers,
             fault_seed=config.oracle.seed,
         )

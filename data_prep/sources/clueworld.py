@@ -2,29 +2,37 @@
 
 Kinds: `digit` (one clue, needs a look), `overview` (a question that the coarse view answers), `pair` (two clues: both must be
 looked at) and `grounding` (when does a card show). A triplet's id is `SEED-KIND`, and everything about it follows from the id.
+
+    python -m data_prep.sources.clueworld RUN/trajectories.jsonl --videos DIR --truth truth.jsonl
+
+writes the videos that the rows of a run name, so that they can be trained on, and the world's own trajectories of the same questions.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from etils import epath
 
 from data_prep.keys import draw
 from data_prep.schema import Triplet, VideoInfo
 from vo3.chat import PromptPack
 from vo3.clueworld import tasks
 from vo3.clueworld.views import Sighting, crop_policy, observe, sightings
-from vo3.clueworld.world import COLORS, FPS, HEIGHT, WIDTH, Card, World, make_world
-from vo3.trajectory import Clue, Target, Task
+from vo3.clueworld.world import COLORS, FPS, HEIGHT, MIN_DURATION, WIDTH, Card, World, make_world
+from vo3.trajectory import Clue, Target, Task, Trajectory
 from vo3.viewer.story import think_of
 
 SOURCE = "clueworld"
 KINDS = ("digit", "overview", "pair", "grounding")
 # Far from the seeds of tests, demos and evaluation, below those of training.
 FIRST_SEED = 70_000
+SHORTEST = 1.1 * MIN_DURATION  # seconds; hardly a world lasts less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +72,7 @@ def triplets(
     limit: int,
     first_seed: int = FIRST_SEED,
     kinds: Sequence[str] = KINDS,
+    longest: float = 0.0,
     wrong_answers: float = 0.0,
     fault_seed: int = 0,
 ) -> Iterator[Triplet]:
@@ -73,16 +82,21 @@ def triplets(
       limit: how many.
       first_seed: of the worlds.
       kinds: what is asked of each world.
+      longest: seconds; worlds that last longer are left out. 0: none is.
       wrong_answers: share of triplets whose known answer is wrong, as sources have them.
       fault_seed: decides which.
 
     Raises:
-      ValueError: an unknown kind.
+      ValueError: an unknown kind, or a limit that no world keeps.
     """
+    if 0 < longest < SHORTEST:
+        raise ValueError(
+            f"longest is {longest:g} s; give at least {SHORTEST:g}, there is hardly a shorter world"
+        )
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"unknown kinds {sorted(unknown)}; there are {KINDS}")
-    for number in range(limit):
-        seed, kind = first_seed + number // len(kinds), kinds[number % len(kinds)]
+    seeds = (s for s in itertools.count(first_seed) if not longest or _world(s).duration <= longest)
+    for seed, kind in itertools.islice(((s, k) for s in seeds for k in kinds), limit):
         triplet = case(f"{seed}-{kind}").triplet
         if has_wrong_answer(triplet.id, rate=wrong_answers, seed=fault_seed):
             triplet = spoiled(triplet)
@@ -180,17 +194,21 @@ def _pair(world: World, rng: np.random.Generator) -> tasks.Question:
     return tasks.added(*added[0]) if added else tasks.compared(*order[0])
 
 
+def truth(one: Case) -> Trajectory:
+    """The world's own trajectory of a case."""
+    target = dataclasses.replace(one.task.target, answer=one.triplet.answer)
+    return tasks.make_trajectory(
+        one.world, one.question, dataclasses.replace(one.task, target=target),
+        pack=_pack(), policy=crop_policy(),
+    )  # fmt: skip
+
+
 def thinks(one: Case, windows: Sequence[Sequence[float]]) -> tuple[str, ...]:
     """The true think texts, one a look and one for the answer: those of the world's own trajectory.
 
     Where other windows are looked at than its own (a fault was planted, or clues were merged), the same words around those.
     """
-    target = dataclasses.replace(one.task.target, answer=one.triplet.answer)
-    truth = tasks.make_trajectory(
-        one.world, one.question, dataclasses.replace(one.task, target=target),
-        pack=_pack(), policy=crop_policy(),
-    )  # fmt: skip
-    found = [think_of(turn) for turn in truth.turns if turn.role == "assistant"]
+    found = [think_of(turn) for turn in truth(one).turns if turn.role == "assistant"]
     if len(found) == len(windows) + 1:
         return tuple(found)
     named = tasks.named(one.world)
@@ -204,3 +222,31 @@ def seen(world: World, cards: Sequence[Card] | None = None) -> list[Sighting]:
     overview = observe(world, 0, policy=crop_policy())
     found = sightings(world, overview)
     return [s for s in found if cards is None or s.card in cards]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: see the module's text."""
+    from vo3.clueworld.film import write_video
+
+    parser = argparse.ArgumentParser(description="Videos and true trajectories of a run's rows.")
+    parser.add_argument("rows", metavar="ROWS", help="trajectories.jsonl of a run on the world")
+    parser.add_argument("--videos", metavar="DIR", help="write the videos that are not there")
+    parser.add_argument("--truth", metavar="FILE", help="write the world's own trajectories")
+    args = parser.parse_args(argv)
+    rows = [Trajectory.loads(line) for line in epath.Path(args.rows).read_text().splitlines()]
+    cases = [case(row.task.id.removeprefix(f"{SOURCE}/")) for row in rows]
+    if args.truth:
+        own = (dataclasses.replace(truth(c), task=r.task) for c, r in zip(cases, rows, strict=True))
+        epath.Path(args.truth).write_text("".join(t.dumps() + "\n" for t in own))
+    made = 0
+    for one in {c.triplet.video: c for c in cases}.values() if args.videos else ():
+        path = epath.Path(args.videos) / one.triplet.video
+        if not path.exists():
+            write_video(one.world, path)
+            made += 1
+    print(f"{len(rows)} rows, {made} videos written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_prep import admission
 from data_prep.schema import Material, Triplet
 from data_prep.sources import clueworld, files
 from data_prep.sources.files import READERS, SourceError, split_options
@@ -86,10 +87,8 @@ def test_own_triplets_and_material_round_trip(tmp_path):
     ("name", "text"),
     [
         ("charades-sta", "AB12C 3.5##no end."),
-        ("cg-bench", '[{"video_uid": "1", "qid": 0, "question": "q", "choices": ["a", "b"], "right_answer": "E"}]'),
         ("cg-bench", '[{"video_uid": "1", "qid": 0}]'),
         ("llava-video", '[{"id": "1", "video": "a.mp4"}]'),
-        ("llava-video", '[{"id": "1", "video": "a.mp4", "conversations": [{"from": "human", "value": "q\\nA. x\\nB. y"}, {"from": "gpt", "value": "neither"}]}]'),
         ("longvideo-reason", '[{"problem": "q", "answer": "a"}]'),
         ("longvt", '[{"video": "a.mp4", "answer": "x"}]'),
         ("triplets", '[{"schema_version": 99}]'),
@@ -101,6 +100,29 @@ def test_a_misread_format_is_an_error_that_names_file_and_row(tmp_path, name, te
     path.write_text(text)
     with pytest.raises(SourceError, match=path.name):
         list(READERS[name](str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cg-bench", '[{"video_uid": "1", "qid": 0, "question": "q", "choices": ["a", "b"], "right_answer": "E"}]'),
+        ("llava-video", '[{"id": "1", "video": "a.mp4", "conversations": [{"from": "human", "value": "q\\nA. x\\nB. y"}, {"from": "gpt", "value": "neither"}]}]'),
+        ("longvideo-reason", '[{"videos": "a.mp4", "problem": "q\\nA. x\\nB. y", "answer": "neither"}]'),
+    ],
+)  # fmt: skip
+def test_a_row_whose_answer_is_no_option_costs_that_row(tmp_path, name, text):
+    (tmp_path / "f.json").write_text(text)
+    (row,) = READERS[name](str(tmp_path / "f.json"))
+    (refused,) = admission.admit([row], settings=admission.AdmissionSettings(), root="")
+    assert refused[1] == "malformed" and "none of the options" in refused[2]
+
+
+def test_next_gqa_with_an_option_twice(tmp_path):
+    """As one published row of the test split has it."""
+    head, *_ = (FIXTURES / "val.csv").read_text().splitlines()
+    (tmp_path / "test.csv").write_text(f"{head}\n1,9,64,48,how is the baby,happy,4,TC,sad,glad,calm,happy,happy\n")  # fmt: skip
+    (row,) = READERS["next-gqa"](str(tmp_path), split="test")
+    assert row.answer == "D" and list(row.options) == list("ABCD")
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
@@ -124,6 +146,10 @@ def test_clueworld_triplets_follow_from_their_ids():
     spoiled = list(clueworld.triplets(limit=12, wrong_answers=1.0))
     assert all(a.answer != b.answer or a.clues != b.clues for a, b in zip(again, spoiled))
     assert all(isinstance(t, Triplet) for t in again)
+    short = list(clueworld.triplets(limit=8, longest=400))
+    assert len(short) == 8 and max(t.info.duration for t in short) <= 400
+    with pytest.raises(ValueError, match="hardly a shorter"):
+        list(clueworld.triplets(limit=1, longest=60))
     with pytest.raises(ValueError, match="unknown kinds"):
         list(clueworld.triplets(limit=1, kinds=("nope",)))
     with pytest.raises(ValueError, match="no id"):
