@@ -187,11 +187,14 @@ def _pack() -> PromptPack:
 
 
 def _pair(world: World, rng: np.random.Generator) -> tasks.Question:
-    """A question on two cards in order of appearance: their digits added up or, where that is more than a digit, compared."""
+    """A question on two cards in order of appearance: their digits added up or, where that is more than a digit, compared; on one card where all digits are the same."""
     pairs = [(a, b) for i, a in enumerate(world.cards) for b in world.cards[i + 1 :]]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
     added = [(a, b) for a, b in order if a.digit + b.digit <= 9]
-    return tasks.added(*added[0]) if added else tasks.compared(*order[0])
+    if added:
+        return tasks.added(*added[0])
+    differing = [(a, b) for a, b in order if a.digit != b.digit]
+    return tasks.compared(*differing[0]) if differing else tasks.KINDS["digit"](world, rng)
 
 
 def truth(one: Case) -> Trajectory:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -13,6 +15,7 @@ from data_prep import admission
 from data_prep.schema import Material, Triplet
 from data_prep.sources import clueworld, files
 from data_prep.sources.files import READERS, SourceError, split_options
+from vo3.clueworld.world import make_world
 from vo3.trajectory import Clue
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -154,3 +157,16 @@ def test_clueworld_triplets_follow_from_their_ids():
         list(clueworld.triplets(limit=1, kinds=("nope",)))
     with pytest.raises(ValueError, match="no id"):
         clueworld.case("x-digit")
+
+
+@pytest.mark.parametrize(
+    ("digits", "asked"),
+    [((1, 9, 9, 9), {"1 9"}), ((7, 7, 9, 9), {"7 9"}), ((7, 7, 7, 7), {"7"})],
+)
+def test_two_cards_of_the_synthetic_world_are_compared_only_where_they_differ(digits, asked):
+    world = make_world(3)
+    cards = [dataclasses.replace(c, digit=d) for c, d in zip(world.cards, digits, strict=True)]
+    world = dataclasses.replace(world, cards=tuple(cards))
+    for seed in range(20):
+        question = clueworld._pair(world, np.random.default_rng(seed))
+        assert " ".join(sorted(str(c.digit) for c in question.looks)) in asked
