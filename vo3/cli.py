@@ -17,6 +17,8 @@ from etils import epath
 
 import vo3
 from vo3.evals import commands as evals_commands
+from vo3.serve import commands as serve_commands
+from vo3.viewer import commands as viewer_commands
 
 # transformers announces on import that it found no torch; nothing here needs torch.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -61,6 +63,8 @@ def _expected() -> tuple[type[BaseException], ...]:
         ("vo3.evals.questions", "AnnotationError"),
         ("vo3.evals.cards", "CardError"),
         ("vo3.evals.judge", "JudgeError"),
+        ("vo3.viewer.commands", "ViewError"),
+        ("vo3.serve.commands", "ServeError"),
     ):
         # What was never imported raised nothing.
         if module in sys.modules:
@@ -168,27 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     evals_commands.add(commands)
+    serve_commands.add(commands)
 
-    view = commands.add_parser(
-        "view", help="write a page that lists the trajectories of a file, and pages with frames"
-    )
-    view.set_defaults(run=_view)
-    view.add_argument("trajectories", metavar="TRAJECTORIES.jsonl")
-    view.add_argument(
-        "--beside", metavar="FILE", help="trajectories of another checkpoint on the same questions"
-    )
-    view.add_argument(
-        "--out", metavar="DIR", help="default: a folder named after the file, beside it"
-    )
-    view.add_argument(
-        "--videos", metavar="ROOT", help="folder that the videos' relative paths start from"
-    )
-    view.add_argument(
-        "--limit", type=_positive(int), default=200, metavar="N",
-        help="pages with frames at most (default: %(default)s); the list has every trajectory",
-    )  # fmt: skip
-    view.add_argument("--no-frames", action="store_true", help="do not read the videos")
-    view.add_argument("--open", action="store_true", help="open the list in a browser")
+    viewer_commands.add(commands)
 
     doctor = commands.add_parser(
         "doctor", help="say which rows can be trained on with the videos at hand"
@@ -434,43 +420,6 @@ def _convert_config(args: argparse.Namespace) -> int:
     else:
         print(text, end="")
     return 0
-
-
-def _view(args: argparse.Namespace) -> int:
-    from vo3.viewer import gallery
-
-    source = epath.Path(args.trajectories)
-    if source.is_dir():
-        raise UsageError(
-            f"{args.trajectories} is a directory; give a file with one trajectory a line"
-        )
-    if not source.exists():
-        raise UsageError(
-            f"{args.trajectories} does not exist; `vo3 ask ... --json PATH` writes one"
-        )
-    out = epath.Path(args.out) if args.out else source.with_suffix("")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; choose another folder with --out")
-    if args.beside is not None and not epath.Path(args.beside).is_file():
-        raise UsageError(f"--beside {args.beside} is no file; give trajectories, one a line")
-    result = gallery.write(
-        source,
-        out,
-        videos=args.videos,
-        limit=args.limit,
-        frames=not args.no_frames,
-        other=args.beside,
-    )
-    for line in result.problems:
-        print(f"vo3: {line}", file=sys.stderr)
-    if result.shown == 0:
-        raise UsageError(f"{args.trajectories} holds no trajectory that can be shown")
-    print(f"wrote {result.pages} pages and {out / 'index.html'}")
-    if args.open:
-        import webbrowser
-
-        webbrowser.open((out / "index.html").resolve().as_uri())
-    return 2 if result.broken else 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from vo3.rollout.job import Job
 from vo3.rollout.policy import RolloutPolicy
 from vo3.rollout.rolling import Rolling
 from vo3.rollout.run import Video
-from vo3.rollout.sampler import Sampling, host_knobs
+from vo3.rollout.sampler import Knobs, Sampling, host_knobs
 from vo3.rollout.setting import Setting, longest, own_dialect, own_pack, own_tokenizer
 from vo3.trajectory import Task
 
@@ -111,10 +111,15 @@ class GroupEngine:
         self._programs.update(model)
         self.model = model
 
-    def warm_up(self, sampling: Sampling | None = None) -> int:
-        """Compiles every program that rollouts can ask for; returns how many there are."""
+    def warm_up(self, sampling: Sampling | None = None, *, live: bool = False) -> int:
+        """Compiles every program that rollouts can ask for, or (`live`) those of `serve`; returns how many there are."""
         sampling = sampling or Sampling(temperature=1.0)
-        self._programs.warm_up(self._buckets, host_knobs(sampling), sampling.method)
+        if live:
+            rows = Knobs.rows([sampling] * (self._programs.groups * self._programs.leaves))
+            for method in ("greedy", "mixed"):
+                self._programs.warm_up(self._buckets, rows, method)
+        else:
+            self._programs.warm_up(self._buckets, host_knobs(sampling), sampling.method)
         return self.compilations
 
     def run(

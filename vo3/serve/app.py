@@ -1,0 +1,272 @@
+"""The web server: OpenAI's paths on one side, the desk on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import fastapi
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+import vo3
+from vo3.rollout import Rollout, events
+from vo3.serve import body
+from vo3.serve.desk import Desk, Ticket
+from vo3.serve.errors import ApiError, invalid, shown
+from vo3.serve.guard import Guard
+from vo3.serve.metrics import CONTENT_TYPE, Metrics
+from vo3.serve.replies import Reply
+from vo3.serve.request import Ask, read
+from vo3.serve.settings import Settings
+from vo3.serve.telling import tell
+from vo3.serve.uploads import Uploads
+
+# A stream whose question waits longer than this for its first event begins without one: proxies cut what stays silent.
+_PATIENCE_S = 10.0
+# Uploads at a time.
+_UPLOADING = 4
+
+
+def make_app(desk: Desk, settings: Settings) -> fastapi.FastAPI:
+    """The application. It starts and ends the desk's thread."""
+    server = Server(desk, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        desk.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(desk.close)
+            server.uploads.close()
+
+    app = fastapi.FastAPI(
+        title="vo3", version=vo3.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+    )  # fmt: skip
+    app.add_middleware(Guard, keys=settings.keys, names=settings.names, metrics=server.metrics)
+    app.add_exception_handler(HTTPException, _unknown)
+    for method, path, endpoint in (
+        ("GET", "/health", server.health),
+        ("GET", "/metrics", server.show_metrics),
+        ("GET", "/v1/models", server.models),
+        ("GET", "/v1/models/{name:path}", server.model),
+        ("POST", "/v1/chat/completions", server.chat),
+        ("POST", "/v1/files", server.upload),
+        ("GET", "/v1/files/{name}", server.file),
+        ("DELETE", "/v1/files/{name}", server.delete_file),
+    ):
+        app.add_route(path, endpoint, methods=[method])
+    return app
+
+
+async def _unknown(request: Request, error: HTTPException) -> Response:
+    """A path or method that is not there."""
+    code = "not_found" if error.status_code == 404 else "not_allowed"
+    raise ApiError(error.status_code, code, f"{request.method} {shown(request.url.path)} is not known here; see docs/serving.md", headers=error.headers)  # fmt: skip
+
+
+class Server:
+    """The endpoints."""
+
+    def __init__(self, desk: Desk, settings: Settings):
+        self.desk, self.settings, self.limits = desk, settings, settings.limits
+        self.uploads = Uploads(settings.limits)
+        self.metrics = Metrics(desk)
+        self._began = int(time.time())
+        self._uploading = 0
+
+    async def health(self, _: Request) -> Response:
+        """Whether questions are answered."""
+        told = {
+            "status": "ok" if self.desk.alive else "down",
+            "model": self.settings.model,
+            "running": self.desk.running,
+            "waiting": self.desk.waiting,
+        }
+        return JSONResponse(told, 200 if self.desk.alive else 503)
+
+    async def show_metrics(self, _: Request) -> Response:
+        """See `Metrics`."""
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def models(self, _: Request) -> Response:
+        """The one model."""
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """The one model, by its name."""
+        name = request.path_params["name"]
+        if name != self.settings.model:
+            raise ApiError(404, "model_not_found", f"there is no model {shown(name)} here; ask for {self.settings.model!r}")  # fmt: skip
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        return {"id": self.settings.model, "object": "model", "created": self._began, "owned_by": "vo3"}  # fmt: skip
+
+    # Files.
+
+    async def upload(self, request: Request) -> Response:
+        """Keeps a video to be asked about."""
+        if self._uploading >= _UPLOADING:
+            raise ApiError(429, "uploads_busy", f"{_UPLOADING} uploads are under way; try again in a moment", headers={"Retry-After": "2"})  # fmt: skip
+        self._uploading += 1
+        try:
+            limits = self.limits
+            form = await body.read_form(request, limit=limits.upload, timeout_s=limits.read_s)
+            async with contextlib.aclosing(form):
+                file = form.get("file")
+                if file is None or isinstance(file, str):
+                    raise invalid("the form has no file; send it as the field 'file'", param="file")
+                purpose = str(form.get("purpose") or "user_data")
+                found = await asyncio.to_thread(self._keep, file, purpose)
+        finally:
+            self._uploading -= 1
+        return JSONResponse(found.to_json())
+
+    def _keep(self, file: fastapi.UploadFile, purpose: str):
+        name, target = self.uploads.write()
+        with target:
+            shutil.copyfileobj(file.file, target, 1 << 20)
+        return self.uploads.keep(name, file.filename or "video", purpose)
+
+    async def file(self, request: Request) -> Response:
+        """What is known of an upload."""
+        return JSONResponse(self.uploads.get(request.path_params["name"]).to_json())
+
+    async def delete_file(self, request: Request) -> Response:
+        """Deletes an upload."""
+        name = request.path_params["name"]
+        self.uploads.remove(name)
+        return JSONResponse({"id": name, "object": "file", "deleted": True})
+
+    # Questions.
+
+    async def chat(self, request: Request) -> Response:
+        """Answers a question, in one piece or as a stream."""
+        arrived = time.monotonic()
+        ticket = await self._take(request)
+        call = Call(self, request, ticket, arrived + self.limits.request_s)
+        try:
+            if ticket.ask.stream:
+                return await call.stream()
+            return await call.whole()
+        except BaseException:
+            call.close()
+            raise
+
+    async def _take(self, request: Request) -> Ticket:
+        """Reads the request and puts it into the queue."""
+        self.desk.reserve()
+        try:
+            limits = self.limits
+            raw = await body.read_json(request, limit=limits.body, timeout_s=limits.read_s)
+            ask = await asyncio.to_thread(read, raw, self.settings, self.uploads)
+        except BaseException:
+            self.desk.release()
+            raise
+        name = request.state.id.replace("req-", "chatcmpl-")
+        ticket = Ticket(name, ask, events=ask.stream)
+        self.desk.submit(ticket)
+        return ticket
+
+
+class Call:
+    """One question on its way back to its client."""
+
+    def __init__(self, server: Server, request: Request, ticket: Ticket, deadline: float):
+        self._server, self._ticket, self._deadline = server, ticket, deadline
+        self._ask: Ask = ticket.ask
+        self._reply = Reply(
+            ticket.id, server.settings.model, ticket.ask, dialect=server.desk.engine.policy.dialect
+        )
+        self._id = request.state.id
+        self._watch = asyncio.create_task(self._until_it_leaves(request))
+
+    async def _until_it_leaves(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self._server.metrics.left.inc()
+        self._ticket.leave()
+        self._ticket.put(ApiError(499, "client_left", "the client left"))
+
+    def close(self) -> None:
+        """The question is done with, however it ended."""
+        self._watch.cancel()
+        self._ticket.leave()
+        self._ask.video.close()
+        self._server.metrics.seconds.observe(time.monotonic() - self._ticket.arrived)
+        if self._ticket.began is not None:
+            self._server.metrics.queued.observe(self._ticket.began - self._ticket.arrived)
+
+    async def _next(self, patience_s: float | None = None) -> events.Event | Rollout | None:
+        """The next item; None when the patience is over.
+
+        Raises:
+          ApiError: it came to nothing, or takes too long.
+        """
+        left = self._deadline - time.monotonic()
+        wait = left if patience_s is None else min(left, patience_s)
+        try:
+            return await asyncio.wait_for(self._ticket.next(), max(0.0, wait))
+        except TimeoutError:
+            if time.monotonic() < self._deadline:
+                return None
+            limit = self._server.limits.request_s
+            raise ApiError(504, "timeout", f"no answer within {limit:g} s; ask again when fewer questions wait, or with fewer max_turns") from None  # fmt: skip
+
+    async def whole(self) -> Response:
+        """The answer in one piece."""
+        rollout = await self._next()
+        self._server.metrics.answered(rollout)
+        answer = JSONResponse(self._reply.completion(rollout))
+        self.close()
+        return answer
+
+    async def stream(self) -> Response:
+        """The answer as a stream. What is wrong with the question is told by the status, before it begins."""
+        first = await self._next(_PATIENCE_S)
+        return StreamingResponse(
+            self._lines(first),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+
+    async def _lines(self, item: events.Event | Rollout | None) -> AsyncIterator[bytes]:
+        try:
+            yield _line(self._reply.opening())
+            while not isinstance(item, Rollout):
+                if item is None:
+                    yield b": waiting\n\n"
+                else:
+                    for chunk in self._chunks(item):
+                        yield _line(chunk)
+                item = await self._next(_PATIENCE_S)
+            self._server.metrics.answered(item)
+            for chunk in self._reply.closing(item):
+                yield _line(chunk)
+            yield b"data: [DONE]\n\n"
+        except ApiError as error:
+            yield _line(error.body(self._id))
+            yield b"data: [DONE]\n\n"
+        finally:
+            self.close()
+
+    def _chunks(self, event: events.Event) -> list[dict[str, Any]]:
+        chunk = None
+        if isinstance(event, events.Token):
+            self._server.metrics.first_token(self._ticket)
+            chunk = self._reply.token(event.number, event.text)
+        if self._ask.extension.events:
+            chunk = (chunk or self._reply.empty()) | {"vo3": tell(event)}
+        return [] if chunk is None else [chunk]
+
+
+def _line(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"  # fmt: skip

@@ -1,0 +1,80 @@
+"""Reading what a client sends, with a limit on bytes and on time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import Request
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from vo3.serve.errors import ApiError, invalid, shown, too_large
+
+
+async def read_json(request: Request, *, limit: int, timeout_s: float) -> bytes:
+    """The body of a JSON request.
+
+    Raises:
+      ApiError: of another type, too large, or too slow.
+    """
+    _expect(request, "application/json")
+    remedy = "upload the video with POST /v1/files"
+    parts = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for part in _limited(request, limit, "the request", remedy, timeout_s):
+                parts.append(part)
+    except TimeoutError:
+        raise _slow(timeout_s) from None
+    return b"".join(parts)
+
+
+async def read_form(request: Request, *, limit: int, timeout_s: float) -> FormData:
+    """The fields and files of a form; to be closed.
+
+    Raises:
+      ApiError: of another type, no form, too large, or nothing came for `timeout_s`.
+    """
+    _expect(request, "multipart/form-data")
+    # Beside the file there is little: boundaries and short fields.
+    stream = _limited(request, limit + 65536, "the upload", "shorten the video", timeout_s)
+    try:
+        parser = MultiPartParser(request.headers, stream, max_files=1, max_fields=8)
+        return await parser.parse()
+    except MultiPartException as error:
+        raise invalid(f"the form cannot be read: {shown(error.message, 200)}") from None
+    except (KeyError, ValueError, UnicodeError) as error:
+        raise invalid(f"the form cannot be read ({type(error).__name__}); send multipart/form-data with a boundary") from None  # fmt: skip
+
+
+def _expect(request: Request, kind: str) -> None:
+    """Another type is refused: a page of somebody else's could send it without asking."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != kind:
+        raise ApiError(415, "content_type", f"the content type is {shown(given) or 'missing'}; send {kind}")  # fmt: skip
+
+
+async def _limited(
+    request: Request, limit: int, what: str, remedy: str, timeout_s: float
+) -> AsyncIterator[bytes]:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large(what, limit, remedy)
+    size = 0
+    stream = request.stream()
+    while True:
+        try:
+            part = await asyncio.wait_for(anext(stream), timeout_s)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _slow(timeout_s) from None
+        size += len(part)
+        if size > limit:
+            raise too_large(what, limit, remedy)
+        yield part
+
+
+def _slow(timeout_s: float) -> ApiError:
+    return ApiError(408, "too_slow", f"the request did not come within {timeout_s:g} s; send it faster or upload a smaller video")  # fmt: skip

@@ -1,0 +1,149 @@
+"""From the command's arguments to a running server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+from typing import Any
+
+import uvicorn
+
+from vo3.rollout import GroupBuckets, GroupEngine, RolloutPolicy, Sampling
+from vo3.rollout.setting import own_crop, own_dialect
+from vo3.serve.app import make_app
+from vo3.serve.commands import ServeError, read_keys, warn
+from vo3.serve.desk import Desk
+from vo3.serve.settings import MIB, Limits, Settings, is_loopback, resolve_roots
+from vo3.serve.shelf import Shelf
+
+
+def run(args: argparse.Namespace, listener: socket.socket) -> int:
+    """Serves until it is told to end.
+
+    Raises:
+      ServeError: an argument that cannot be used.
+    """
+    settings = settings_of(args)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s")
+    model = load(args)
+    engine = engine_of(model, args, settings.limits)
+    if args.warm_up:
+        warn(f"compiled {engine.warm_up(live=True)} programs")
+    host, port = listener.getsockname()[:2]
+    if not settings.keys and not is_loopback(args.host):
+        warn(f"anybody who reaches {host} may ask: no key is set; set VO3_API_KEY or --key-file")
+    shown = f"[{host}]" if ":" in host else host
+    warn(f"{settings.model} on http://{shown}:{port}")
+    app = make_app(desk_of(engine, settings, own_crop(model), args.temperature), settings)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False,
+        h11_max_incomplete_event_size=65536,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What the arguments allow.
+
+    Raises:
+      ServeError: a value that cannot be used.
+    """
+    keys = read_keys(args.key_file)
+    try:
+        limits = Limits(
+            slots=args.slots,
+            queue=args.queue,
+            body=int(args.max_body_mb * MIB),
+            upload=int(args.max_upload_mb * MIB),
+            uploads=4 * int(args.max_upload_mb * MIB),
+            duration=60 * args.max_minutes,
+            request_s=args.timeout,
+        )
+        roots = resolve_roots(args.root)
+    except ValueError as error:
+        raise ServeError(str(error)) from error
+    # Without a key, a name that a page made lead here must not do: see Guard.
+    local = is_loopback(args.host) and not keys
+    return Settings(
+        model=args.model_name or os.path.basename(args.checkpoint.rstrip("/")) or args.checkpoint,
+        roots=roots,
+        hosts=frozenset(host.lower().strip("[]") for host in args.allow_host),
+        keys=keys,
+        names=frozenset(("localhost", "127.0.0.1", "::1", args.host)) if local else None,
+        limits=limits,
+    )
+
+
+def load(args: argparse.Namespace) -> Any:
+    """The model, spread over the mesh if there is one.
+
+    Raises:
+      ServeError: the mesh cannot be made of the devices.
+    """
+    import vo3.models
+
+    options = {} if args.mesh is None else {"mesh": mesh_of(args.mesh)}
+    return vo3.models.load(args.checkpoint, dtype=args.dtype, **options)
+
+
+def mesh_of(text: str) -> Any:
+    """`data=2,tensor=4` as a mesh; axes that are not named have size 1.
+
+    Raises:
+      ServeError: an unknown axis, no number, or sizes that do not fit the devices.
+    """
+    import ml_collections
+
+    from vo3.train.config import AXES, ConfigError
+    from vo3.train.sharding import make_mesh
+
+    sizes = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        if axis not in sizes or not size.removeprefix("-").isdigit():
+            raise ServeError(f"--mesh {text}: {part!r} is not AXIS=N with one of {', '.join(AXES)}")
+        sizes[axis] = int(size)
+    try:
+        return make_mesh(ml_collections.ConfigDict({"mesh": sizes}))
+    except ConfigError as error:
+        raise ServeError(f"--mesh {text}: {error}") from error
+
+
+def engine_of(model: Any, args: argparse.Namespace, limits: Limits) -> GroupEngine:
+    """The engine: one rollout of each question, `slots` of them side by side.
+
+    Raises:
+      ServeError: slots that the mesh cannot hold, or limits below 1.
+    """
+    given = {"max_turns": args.max_turns, "max_new_tokens": args.max_new_tokens}
+    try:
+        policy = RolloutPolicy(
+            dialect=own_dialect(model), **{k: v for k, v in given.items() if v is not None}
+        )
+        return GroupEngine(
+            model,
+            policy=policy,
+            buckets=GroupBuckets(),
+            slots=limits.slots,
+            rollouts=1,
+            timeout_s=limits.read_s,
+        )
+    except ValueError as error:
+        raise ServeError(str(error)) from error
+
+
+def desk_of(engine: GroupEngine, settings: Settings, crop: Any, temperature: float) -> Desk:
+    """The desk of an engine.
+
+    Raises:
+      ServeError: a temperature that cannot be used.
+    """
+    limits = settings.limits
+    shelf = Shelf(crop, timeout_s=limits.read_s, duration=limits.duration)
+    try:
+        return Desk(engine, limits, shelf=shelf, sampling=Sampling(temperature))
+    except ValueError as error:
+        raise ServeError(f"--temperature: {error}") from error
