@@ -27,7 +27,7 @@ from vo3.train import checkpoints as ckpt
 from vo3.train import config as config_lib
 from vo3.train import processes, samples, sharding
 from vo3.train.feed import Ahead, ClueWorldFeed, Feed, MicroBatch
-from vo3.train.metrics import Log, Meter, Profile
+from vo3.train.metrics import Log, Meter, Profile, Work
 from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
 from vo3.train.step import FAULTS, Metrics, Programs
 
@@ -141,8 +141,7 @@ def _loop(
             profile.before(done + 1)
             hosts, state, metrics, waited = _step(programs, feed, state, frozen, items)
             done += 1
-            for item in hosts:
-                meter.add(item.work, 0.0) if item is not hosts[-1] else meter.add(item.work, waited)
+            meter.add(sum((item.work for item in hosts), Work()), waited)
             profile.after(done)
             if metrics.fault:
                 _report_fault(workdir, done, hosts, metrics, checkpoints.steps(), config.on_nan)

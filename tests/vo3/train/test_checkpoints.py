@@ -86,6 +86,14 @@ def test_sigterm_saves_and_the_run_goes_on_bitwise(whole, tmp_path):
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_the_time_of_a_step_is_that_of_all_its_micro_batches(whole):
+    rows = [json.loads(line) for line in (whole[1] / "log.jsonl").read_text().splitlines()]
+    assert len(BATCHES[0]) == 2 and run_config().log.every == 1
+    for row in rows:
+        assert row["seconds_per_step"] == row["seconds"] > 0
+        assert row["eta"] == pytest.approx((6 - row["step"]) * row["seconds"], rel=1e-5)
+
+
 def test_only_so_many_checkpoints_are_kept(whole):
     assert steps_of(whole[1]) == [4, 6]
 

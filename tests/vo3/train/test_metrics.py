@@ -1,17 +1,20 @@
 """What a run tells: work and FLOPs by hand, the line, TensorBoard's file, samples."""
 
 import json
+import sys
 import time
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from tiny_rows import MODEL, config, document, rows
 
 from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig
 from vo3.train import samples
 from vo3.train.feed import Ahead, ListFeed, local_rows
-from vo3.train.metrics import Log, Meter, Row, Work, model_flops, peak_flops, work_of
+from vo3.train.metrics import Log, Meter, Profile, Row, Work, model_flops, peak_flops, work_of
 from vo3.train.sharding import make_mesh, param_sharding
 
 PACKED = rows([[document(0), document(1)], []], length=64, patches=80)
@@ -100,6 +103,57 @@ def test_tensorboard_files_hold_scalars_text_and_pictures(tmp_path):
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] == 2.5
     assert (tmp_path / "samples" / "step-000001.txt").read_text() == "text of it"
     assert (tmp_path / "samples" / "step-000001.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_run_shows_may_lie_in_a_bucket(bucket):
+    pytest.importorskip("tensorboardX", reason="the extra `train`")
+    chosen = config(**{"log.tensorboard": True, "log.profile_start": 1, "log.profile_steps": 1})
+    values = {"loss": 2.5, "padding": 0.1, "data_wait": 0.0, "eta": 1.0}
+    workdir = epath.Path("gs://bucket/run")
+    for start in (0, 2):  # the second time as a run that goes on after its second step
+        profile = Profile(workdir, chosen)
+        with Log(workdir, chosen, start=start) as log:
+            for step in (1, 2, 3):
+                if step > start:
+                    log.write(Row(step, values))
+            log.sample(1, "text of it", np.full((4, 6, 3), 200, np.uint8))
+        if not start:
+            profile.before(1)
+            jax.block_until_ready(jax.numpy.ones(3) + 1)
+            profile.after(1)
+    lines = (workdir / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    names = set(bucket.find("bucket/run"))
+    for part in (
+        "/samples/step-000001.txt",
+        "/samples/step-000001.png",
+        "/tensorboard/events",
+        "/profile/",
+    ):
+        assert any(part in name for name in names), (part, names)
+    boards = [bucket.cat(name) for name in names if "/tensorboard/" in name]
+    assert any(b"train/loss" in data for data in boards)
+
+
+def test_wandb_is_imported_when_it_is_asked_for(tmp_path, monkeypatch):
+    chosen = config(**{"log.tensorboard": False, "log.wandb": "mine"})
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"pip install wandb, or --config.log.wandb=''"):
+        Log(tmp_path, chosen)
+    Log(tmp_path, config(**{"log.tensorboard": False}))  # nobody asked: nothing is imported
+
+    (tmp_path / "stage1").mkdir()
+    run, started = mock.Mock(), mock.Mock()
+    started.init.return_value = run
+    monkeypatch.setitem(sys.modules, "wandb", started)
+    values = {"loss": 2.5, "padding": 0.1, "data_wait": 0.0, "eta": 1.0}
+    with Log(tmp_path / "stage1", chosen) as log:
+        log.write(Row(4, values))
+    given = started.init.call_args.kwargs
+    # A run that goes on, goes on in the same curve.
+    assert (given["project"], given["id"], given["resume"]) == ("mine", "stage1", "allow")
+    run.log.assert_called_once_with(values, step=4)
+    run.finish.assert_called_once_with()
 
 
 class Words:
