@@ -24,11 +24,10 @@ from vo3.trajectory import Call, Trajectory, Turn
 from vo3.video import CropPolicy, VideoCrop
 
 BABBLE = 8
-# One token a frame of 64 x 112 pixels would be too few to tell frames apart: 28 x 56.
 SMALL = {
     "video-o3": fakes.CROP,
-    "longvt": CropPolicy("longvt", max_frames=6, max_crop_frames=4, patch_max=2),
-    "videozoomer": CropPolicy("videozoomer", max_frames=6, patch_max=2, patch_min=1),
+    "longvt": CropPolicy("longvt", max_frames=6, max_crop_frames=4, patch_max=8),
+    "videozoomer": CropPolicy("videozoomer", max_frames=6, patch_max=8, patch_min=1),
 }
 NAMES = list(SMALL)
 
@@ -92,7 +91,7 @@ def test_a_clip_is_one_picture_after_another(name, engine, tokenizer, mp4, model
     got = engine(name, look(name), answer()).rollout(TASK, video)
     overview, clip = got.trajectory.observations
     assert overview.media == clip.media == "frames"
-    assert overview.grid == (6, 2, 4) and overview.tokens == 12 and len(overview.times) == 6
+    assert overview.grid == (6, 4, 8) and overview.tokens == 48 and len(overview.times) == 6
     frames = len(clip.times)
     # LongVT: 1 a second, an even number; VideoZoomer: 3.5 s at 1 a second.
     assert frames == {"longvt": 2, "videozoomer": 3}[name]
@@ -100,7 +99,7 @@ def test_a_clip_is_one_picture_after_another(name, engine, tokenizer, mp4, model
     turn = next(t for t in got.trajectory.turns if t.kind == "observation")
     assert turn.text.count("<video>") == 1
     image = dataclasses.replace(
-        clip, media="image", grid=(1, 2, 4), tokens=clip.tokens // frames, labels=()
+        clip, media="image", grid=(1, 4, 8), tokens=clip.tokens // frames, labels=()
     )
     labels = clip.labels or ("",) * frames
     text = turn.text.replace("<video>", "".join(f"{label}<image>" for label in labels))
@@ -109,14 +108,14 @@ def test_a_clip_is_one_picture_after_another(name, engine, tokenizer, mp4, model
     np.testing.assert_array_equal(together.ids, apart.ids)
     np.testing.assert_array_equal(together.positions, apart.positions)
     np.testing.assert_array_equal(together.feature_index, apart.feature_index)
-    assert together.grids == apart.grids == ((1, 2, 4),) * frames
+    assert together.grids == apart.grids == ((1, 4, 8),) * frames
     # But it is a clip, not images: the attention policies tell it from the overview.
     whole = encode(got.trajectory.turns, tokenizer)
     assert (whole.roles == Role.OVERVIEW).sum() == overview.tokens
     assert (whole.roles == Role.CLIP).sum() == clip.tokens
-    calls = list(clip_patches(got.clips[1], model.config.vision, (8,), 0))
-    assert [c.grid for c in calls] == [(1, 2, 4)] * frames
-    assert [c.row for c in calls] == [2 * i for i in range(frames)]
+    calls = list(clip_patches(got.clips[1], model.config.vision, (32,), 0))
+    assert [c.grid for c in calls] == [(1, 4, 8)] * frames
+    assert [c.row for c in calls] == [8 * i for i in range(frames)]
 
 
 def test_the_words_around_what_is_shown(engine, mp4):
