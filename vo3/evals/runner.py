@@ -188,7 +188,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
     config_lib.validate(config)
     workdir = epath.Path(workdir)
     benchmarks = read_benchmarks(config)
-    model, pack = _load(config)
+    model, pack = load(config)
     judge = _judge(config, workdir)
     checkpoint_hash = fingerprint.of_checkpoint(model.source)
     environment = fingerprint.environment()
@@ -202,7 +202,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
         check_settings(job.folder(workdir), one)
     done = []
     with Progress() as progress:
-        for job, one, asker in zip(jobs, settings, _askers(jobs, model, config), strict=True):
+        modes = [job.mode for job in jobs]
+        for job, one, asker in zip(jobs, settings, askers(modes, model, config), strict=True):
             began = time.perf_counter()
             run_job(job, asker, config, workdir, progress, judge=judge)
             card = _finish(job, one, environment, config, workdir, judge)
@@ -217,8 +218,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
     return done
 
 
-def _load(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
-    """The model, spread over the mesh if there is one, and the prompt pack."""
+def load(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+    """The config's model, spread over the mesh if there is one, and the prompt pack."""
     import vo3.models
 
     options: dict[str, Any] = {"mrope_time": config.mrope_time} if config.mrope_time else {}
@@ -244,17 +245,17 @@ def _judge(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
     return Judge.from_config(config.judge, cache=workdir / "judged.jsonl")
 
 
-def _askers(jobs: Sequence[Job], model: Any, config: ml_collections.ConfigDict) -> Iterator[Asker]:
-    """An asker for each job; engines share what they have compiled."""
+def askers(modes: Sequence[Mode], model: Any, config: ml_collections.ConfigDict) -> Iterator[Asker]:
+    """An asker for each mode; engines share what they have compiled."""
     from vo3.rollout.engine import Engine
     from vo3.rollout.groups import GroupEngine
 
     batched = config.batch > 1 or config_lib.sharded(config)
     programs: Any = None
-    for job in jobs:
-        given = {"pack": job.mode.pack, "policy": job.mode.rollout, "programs": programs}
+    for mode in modes:
+        given = {"pack": mode.pack, "policy": mode.rollout, "programs": programs}
         asker = {
-            "mode": job.mode,
+            "mode": mode,
             "sampling": config_lib.sampling(config),
             "timeout_s": config.time_limit,
         }

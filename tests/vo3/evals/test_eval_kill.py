@@ -42,8 +42,8 @@ class Slow:
 
 model = types.SimpleNamespace(crop_policy=CropPolicy("eval"), config=types.SimpleNamespace(mrope_time="constant"),
                               embed=types.SimpleNamespace(table=np.zeros((2, 2), np.float32)), source=data)
-runner._load = lambda config: (model, PromptPack.load("default"))
-runner._askers = lambda jobs, model, config: [Slow() for _ in jobs]
+runner.load = lambda config: (model, PromptPack.load("default"))
+runner.askers = lambda modes, model, config: [Slow() for _ in modes]
 runner.evaluate(override(config.defaults(), benchmarks="mlvu", data_root=data, partial=True), workdir)
 """
 

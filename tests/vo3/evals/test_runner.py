@@ -70,11 +70,11 @@ def fake(monkeypatch, tmp_path):
     )
     log, lives = [], []
 
-    def askers(jobs, model, config):
-        return [Fake(job.mode, log, lives or None) for job in jobs]
+    def askers(modes, model, config):
+        return [Fake(mode, log, lives or None) for mode in modes]
 
-    monkeypatch.setattr(runner, "_load", lambda config: (model, PromptPack.load("default")))
-    monkeypatch.setattr(runner, "_askers", askers)
+    monkeypatch.setattr(runner, "load", lambda config: (model, PromptPack.load("default")))
+    monkeypatch.setattr(runner, "askers", askers)
     return types.SimpleNamespace(log=log, lives=lives, model=model)
 
 
@@ -222,7 +222,7 @@ def test_the_command_end_to_end(data, tmp_path, capsys):
 def test_bad_input_ends_in_one_line_before_a_model_is_loaded(
     words, message, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(runner, "_load", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(runner, "load", lambda config: pytest.fail("a model was loaded"))
     assert cli.main(["eval", *words, "--workdir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error
