@@ -168,6 +168,10 @@
       pane.replaceChildren(el("p", { class: "note" }, "No trajectory fits these filters."));
       return;
     }
+    if (!r.turns) { // a served page brings a trajectory when it is looked at
+      fetchRest(r, pane);
+      return;
+    }
     const options = Object.entries(r.options).map(([letter, text]) => {
       const notes = [];
       if ((r.answer ?? "").trim() === letter) notes.push("chosen");
@@ -177,6 +181,23 @@
     const truth = !options.length && r.true ? el("p", { class: "note" }, "true answer: ", el("strong", {}, r.true)) : null;
     const sides = data.names ? el("div", { class: "sides" }, side(r, data.names[0]), side(r.other, data.names[1])) : side(r, null);
     pane.replaceChildren(el("h2", {}, r.question || r.id), options.length ? el("ul", { class: "options" }, options) : "", truth ?? "", sides);
+  }
+
+  function fetchRest(r, pane) {
+    const note = el("p", { class: "note", role: "status" }, "reading\u2026");
+    pane.replaceChildren(el("h2", {}, r.question || r.id), note);
+    clearTimeout(fetchRest.timer);
+    // Who holds a key down passes many; only where they stop is read.
+    fetchRest.timer = setTimeout(async () => {
+      try {
+        const reply = await fetch(`record?n=${r.n}`);
+        if (!reply.ok) throw new Error(await reply.text());
+        Object.assign(r, await reply.json());
+        if (shown[at] === r) detail();
+      } catch (error) {
+        note.textContent = `It could not be read: ${error.message}. Is the server still running?`;
+      }
+    }, 60);
   }
 
   // ---- keys: arrows or j and k to move, / to search, Escape to go back to the list

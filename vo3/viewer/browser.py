@@ -53,6 +53,25 @@ def reward_of(trajectory: Trajectory) -> dict[str, float] | None:
     return {name: round(float(getattr(parts, name)), 4) for name in names}
 
 
+def brief(trajectory: Trajectory) -> dict[str, Any]:
+    """What the list and its filters show of a trajectory, as plain JSON."""
+    iou = iou_of(trajectory)
+    failure = trajectory.meta.get("failure")
+    return {
+        "id": trajectory.task.id,
+        "question": trajectory.task.question,
+        "answer": trajectory.answer,
+        "right": judge(trajectory),
+        "outcome": trajectory.outcome,
+        "said": OUTCOMES[trajectory.outcome],
+        "category": category_of(trajectory),
+        "video": video_name(trajectory.task),
+        "calls": len(trajectory.calls),
+        "iou": None if iou is None else round(iou, 4),
+        "failure": None if failure is None else f"{failure['kind']}: {failure['message']}",
+    }
+
+
 def record(
     trajectory: Trajectory,
     *,
@@ -67,29 +86,16 @@ def record(
       clips: observation index -> its frames; a few of each go onto the page as small pictures.
     """
     task, target = trajectory.task, trajectory.task.target
-    iou = iou_of(trajectory)
-    failure = trajectory.meta.get("failure")
-    return {
-        "id": task.id,
-        "question": task.question,
+    return brief(trajectory) | {
         "options": task.options or {},
-        "answer": trajectory.answer,
         "true": target.answer if target else None,
-        "right": judge(trajectory),
-        "outcome": trajectory.outcome,
-        "said": OUTCOMES[trajectory.outcome],
-        "category": category_of(trajectory),
-        "video": video_name(task),
         "duration": round(duration_of(trajectory), 3),
         "clues": [[c.start, c.end] for c in target.clues] if target else [],
-        "looks": [[o.start, o.end, o.strategy, o.tokens] for o in trajectory.observations[1:] if o.media != "image"],
-        "calls": len(trajectory.calls),
-        "iou": None if iou is None else round(iou, 4),
+        "looks": [[o.start, o.end, o.strategy, o.tokens] for o in trajectory.observations[1:] if o.media == "video"],
         "tokens": sum(o.tokens for o in trajectory.observations),
         "seconds": trajectory.meta.get("seconds"),
         "reward": reward_of(trajectory),
         "turns": [_turn(turn) for turn in trajectory.turns if turn.kind not in ("system", "question")],
-        "failure": None if failure is None else f"{failure['kind']}: {failure['message']}",
         "page": page,
         "frames": {str(index): _thumbnails(clip, index) for index, clip in (clips or {}).items()},
     }  # fmt: skip
@@ -134,6 +140,7 @@ def render(
     *,
     other: Sequence[Mapping[str, Any]] | None = None,
     names: tuple[str, str] = ("first", "second"),
+    served: bool = False,
 ) -> str:
     """The page.
 
@@ -142,6 +149,7 @@ def render(
       records: see `record`.
       other: of a second checkpoint; joined by id, and shown side by side.
       names: of the two.
+      served: records are briefs with a number `n`; the page asks its server for the rest.
     """
     second = {r["id"]: r for r in other or ()}
     rows = [{**r, "other": second.get(r["id"])} for r in records] if other is not None else records
@@ -168,7 +176,7 @@ def render(
         class_="browser",
     )  # fmt: skip
     block = Markup(f'<script type="application/json" id="data">{text}</script>')
-    return document(title, main, block, code=_asset("browser.js"))
+    return document(title, main, block, code=_asset("browser.js"), connect=served)
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def write(
     problems: list[str] = []
     records = []
     pages = 0
-    first = _Lines(epath.Path(source), problems)
+    first = Lines(epath.Path(source), problems)
     for number, trajectory in first:
         name, clips = None, {}
         if limit is None or pages < limit:
@@ -93,30 +93,39 @@ def write(
             name = f"{pages:05d}.html"
             (out / name).write_text(render(trajectory, clips=clips))
         records.append(browser.record(trajectory, page=name, clips=clips))
-    second = None if other is None else _Lines(epath.Path(other), problems)
+    second = None if other is None else Lines(epath.Path(other), problems)
     beside = None if second is None else [browser.record(t) for _, t in second]
-    names = [os.path.basename(os.fspath(path)) for path in (source, other) if path is not None]
-    if len(set(names)) < len(names):  # the same file name in two folders
-        names = [os.fspath(path) for path in (source, other) if path is not None]
-    title = " and ".join(names)
-    page = browser.render(
-        title, records, other=beside, names=tuple(names[:2]) if beside else ("", "")
-    )
+    names = display_names(source, other)
+    page = browser.render(" and ".join(names), records, other=beside, names=(names[0], names[-1]))
     (out / "index.html").write_text(page)
     broken = first.broken + (second.broken if second else 0)
     return Written(pages, len(records), broken, tuple(problems))
 
 
-class _Lines:
-    """The trajectories of a file with their line numbers; what is none is counted and named."""
+def display_names(source: epath.PathLike, other: epath.PathLike | None) -> list[str]:
+    """What the files are called: their names, or their paths where the names are the same."""
+    paths = [os.fspath(path) for path in (source, other) if path is not None]
+    names = [os.path.basename(path) for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+class Lines:
+    """The trajectories of a file with their line numbers; what is none is counted and named.
+
+    Attributes:
+      broken: lines that are no trajectory.
+      start: where the line that was read last begins, bytes.
+    """
 
     def __init__(self, path: epath.Path, problems: list[str]):
-        self.broken = 0
+        self.broken = self.start = 0
         self._path, self._problems = path, problems
 
     def __iter__(self) -> Iterator[tuple[int, Trajectory]]:
         with self._path.open("rb") as lines:
+            end = 0
             for number, line in enumerate(lines, start=1):
+                self.start, end = end, end + len(line)
                 if not line.strip():
                     continue
                 try:

@@ -45,15 +45,24 @@ def judge(trajectory: Trajectory) -> bool | None:
     return given.casefold().rstrip(".") == true.casefold().rstrip(".")
 
 
-def document(title: str, *body: Markup, script: bool = True, code: str | None = None) -> str:
-    """A complete page around `body`, with the style sheet and (if asked) the script inlined: `code`, or a trajectory page's."""
+def document(
+    title: str,
+    *body: Markup,
+    script: bool = True,
+    code: str | None = None,
+    connect: bool = False,
+) -> str:
+    """A complete page around `body`, with the style sheet and (if asked) the script inlined: `code`, or a trajectory page's.
+
+    `connect` lets the script ask the page's own server, and no other.
+    """
     code = (_asset("script.js") if script else "") if code is None else code
     # The policy lets this one script run, and nothing be fetched, whatever a video or a model wrote.
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
+    ) + ("; connect-src 'self'" if connect else "")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
