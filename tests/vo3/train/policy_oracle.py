@@ -1,7 +1,7 @@
 """GRPO as Video-o3's settings amount to it, in NumPy float64, from trajectories alone. Written from the recipe, not from the trainer.
 
 A recorded batch is a list of groups of rollouts; a rollout gives its sampled turns, how it ended, its reward, and the log-probabilities of
-its sampled tokens under the policy (`new`), the old policy (`old`) and the sampler.
+its sampled tokens under the policy (`new`), the old policy (`old`), the sampler and, where the loss has a divergence, the reference policy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class SampledTurn:
     new: np.ndarray
     old: np.ndarray
     sampler: np.ndarray
+    reference: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,14 @@ def group_advantages(rewards, *, scale: bool = True) -> np.ndarray:
     return np.asarray([(x - mean) / (deviation + 1e-6) if scale else x - mean for x in r])
 
 
+def overlong(rollout: Recorded, limit: int, buffer: int) -> float:
+    """The reward less DAPO's soft penalty for length."""
+    sampled = sum(len(turn.ids) for turn in rollout.turns)
+    if sampled <= limit - buffer:
+        return rollout.reward
+    return rollout.reward - min((sampled - (limit - buffer)) / buffer, 1.0)
+
+
 def loss(
     groups: list[list[Recorded]],
     *,
@@ -59,6 +68,7 @@ def loss(
     gspo: bool = False,
     scale: bool = True,
     tis: float = 0.0,
+    kl: float = 0.0,
     min_std: float = 1e-4,
 ) -> float:
     """The loss of a batch."""
@@ -77,11 +87,12 @@ def loss(
             ratio = np.exp(new - old)
             if gspo:
                 ratio = np.full(new.size, np.exp(np.mean(new - old)))
+            away = trained(rollout, "reference") - new if kl else np.zeros(new.size)
             each = []
             for t in range(new.size):
                 surrogate = min(ratio[t] * a, min(max(ratio[t], 1 - clip[0]), 1 + clip[1]) * a)
                 factor = min(np.exp(old[t] - sampler[t]), tis) if tis else 1.0
-                each.append(-surrogate * factor)
+                each.append(-surrogate * factor + kl * (np.exp(away[t]) - away[t] - 1))
             tokens += each
             per_sequence.append(sum(each) / len(each))
     if aggregation == "token-mean":
