@@ -41,7 +41,9 @@ class Weights:
         if split is None:
             sizes = jax.tree.leaves(nnx.state(model.decoder.layers))
             small = sum(x.size * x.dtype.itemsize for x in sizes) <= _SPLIT_BYTES
-            split = jax.default_backend() == "cpu" and model.decoder.mesh is None and small
+            # Shapes alone are of another device: something is compiled for it.
+            here = jax.default_backend() == "cpu" and all(isinstance(x, jax.Array) for x in sizes)
+            split = here and model.decoder.mesh is None and small
         if split:
             paths = [path for path, _ in jax.tree.leaves_with_path(state)]
             stacked = [[key.key for key in path[:2]] == ["decoder", "layers"] for path in paths]

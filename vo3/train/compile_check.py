@@ -256,10 +256,7 @@ def check(
     )
     model = model_config(config)
     shapes = shapes_of(config, length=length, patches=patches)
-    options = {"num_slices": num_slices} if num_slices > 1 else {}
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=slice_.name, **options
-    ).devices
+    devices = devices_of(slice_, num_slices)
     mesh = sharding.make_mesh(config, devices)
     run = trainable(config, mesh, model=model)
     programs, state, frozen = Programs(run), run.state, run.part(frozen=True)
@@ -333,6 +330,16 @@ def check(
         trajectories=trajectories,
         compile_seconds=time.monotonic() - begin,
     )
+
+
+def devices_of(slice_: Topology, num_slices: int = 1) -> list[Any]:
+    """The devices of a slice that need not be there."""
+    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+    if slice_.chips == 1:  # else libtpu divides it by a host's four chips
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    return topologies.get_topology_desc(
+        platform="tpu", topology_name=slice_.name, **options
+    ).devices
 
 
 def compile_lowered(lowered: Any, dump: str | None) -> tuple[Any, str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import time
 
 if __name__ == "__main__":
     # Else libtpu complains at length that this machine is no TPU worker.
@@ -26,7 +25,6 @@ import jax
 import ml_collections
 import numpy as np
 from absl import app, flags
-from jax.experimental import topologies
 from ml_collections import config_flags
 
 from pallas_kernels import tuning
@@ -37,35 +35,12 @@ from vo3.train.chips import GIB, Chip
 from vo3.train.group_rows import PolicyBatch, Shape
 from vo3.train.policy_loss import Scored
 from vo3.train.policy_step import PolicyPrograms
+from vo3.train.program_memory import Part, compiled, table
 from vo3.train.publish import Publisher
 from vo3.train.state import Trainable, trainable
 
 # Rows of the published mix, where no data say how many there are; only schedules depend on it.
 ROWS = 185_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One program on one device, bytes.
-
-    Attributes:
-      name: of the program, with its sizes.
-      arguments: what it is given: parameters, caches, batch.
-      temporaries: the compiler's.
-      resident: what else lies on the device while it runs.
-      seconds: of compilation.
-    """
-
-    name: str
-    arguments: float
-    temporaries: float
-    resident: float
-    seconds: float
-
-    @property
-    def total(self) -> float:
-        """The peak."""
-        return self.arguments + self.temporaries + self.resident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +94,7 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
     changes |= {"data.rows": config.data.rows or "rows.jsonl"}
     config = config_lib.override(config, **changes)
     config = rl_config.resolve(config, devices=slice_.chips * num_slices, prompts=ROWS)
-    options = {"num_slices": num_slices} if num_slices > 1 else {}
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=slice_.name, **options
-    ).devices
+    devices = base.devices_of(slice_, num_slices)
     mesh = sharding.make_mesh(config, devices)
     run = trainable(rl_config.for_optimizer(config), mesh, model=base.model_config(config))
     state, frozen = run.state, run.part(frozen=True)
@@ -145,14 +117,14 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
         name = f"update, rows of {shape.tokens:,} tokens and {shape.patches:,} patches"
         batch = abstract_rows(run, shape)
         lowered = programs.add.lower(partial, state, frozen, batch, reference)
-        parts = [_part(name, lowered, resident=0.0)]
+        parts = [compiled(name, lowered, resident=0.0)]
         rollout = GroupPrograms(publish.abstract(), groups=groups, leaves=config.rl.group)
         largest = {
             "tokens": sizes.tokens[-1], "prefix": sizes.prefix[-1], "suffix": sizes.suffix[-1],
         }  # fmt: skip
         told = ", ".join(f"{key} {size:,}" for key, size in largest.items())
         for name, lowered in rollout.lowered(**largest, features=sizes.features).items():
-            parts.append(_part(f"{name}, {told}", lowered, resident=trainer))
+            parts.append(compiled(f"{name}, {told}", lowered, resident=trainer))
     cache = rollout.cache_bytes(prefix=largest["prefix"], suffix=largest["suffix"])
     return RLReport(
         slice_.chip,
@@ -164,19 +136,6 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
     )
 
 
-def _part(name: str, lowered: jax.stages.Lowered, *, resident: float) -> Part:
-    begin = time.monotonic()
-    memory, _ = base.compile_lowered(lowered, None)
-    given = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return Part(
-        name,
-        float(given - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes),
-        float(memory.temp_size_in_bytes),
-        resident,
-        time.monotonic() - begin,
-    )
-
-
 def render(report: RLReport) -> str:
     """The report as text."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "1"
@@ -184,13 +143,8 @@ def render(report: RLReport) -> str:
         f"trainer's mesh {mesh}; rollout: {report.sets} sets of {report.tensor} devices in each process",
         f"key-value caches: {report.cache / GIB:.2f} GiB per device at the largest buckets",
         "",
-        f"{'per device, GiB':<76}{'given':>9}{'temporary':>11}{'beside':>9}{'total':>9}",
+        *table(report.parts, report.chip),
     ]
-    for part in report.parts:
-        numbers = (part.arguments, part.temporaries, part.resident, part.total)
-        text = "".join(f"{x / GIB:>{w}.2f}" for x, w in zip(numbers, (9, 11, 9, 9), strict=True))
-        lines.append(f"  {part.name:<74}{text}")
-    lines += [f"  {'usable on ' + report.chip.name:<74}{report.chip.hbm_bytes / GIB:>38.2f}"]
     return "\n".join([*lines, "", "fits" if report.fits else "does not fit"])
 
 
