@@ -120,12 +120,14 @@ class Server:
         try:
             limits = self.limits
             form = await body.read_form(request, limit=limits.upload, timeout_s=limits.read_s)
-            async with contextlib.aclosing(form):
+            try:
                 file = form.get("file")
                 if file is None or isinstance(file, str):
                     raise invalid("the form has no file; send it as the field 'file'", param="file")
                 purpose = str(form.get("purpose") or "user_data")
                 found = await asyncio.to_thread(self._keep, file, purpose)
+            finally:
+                await form.close()
         finally:
             self._uploading -= 1
         return JSONResponse(found.to_json())
