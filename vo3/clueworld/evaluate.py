@@ -1,6 +1,6 @@
 """Asks the agent questions on held-out worlds, through real mp4 files.
 
-    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--one-look | --baseline=VIEW]
+    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--videos=DIR] [--one-look | --baseline=VIEW]
 
 Every world gives three different questions of each quadrant (see `vo3.clueworld.tasks`), about half of them with options. Every trajectory is written to
 WORKDIR/trajectories.jsonl as it ends; a second run goes on where the first stopped. `--one-look` asks the same model on uniform frames at as many visual tokens as an
@@ -229,6 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--checkpoint", default="clueworld")
     parser.add_argument("--worlds", type=int, default=100)
+    parser.add_argument("--videos", help="where videos are kept (default: WORKDIR/videos)")
     looks = parser.add_mutually_exclusive_group()
     looks.add_argument("--one-look", action="store_true")
     looks.add_argument("--baseline", choices=VIEWS[1:], help="the view that the checkpoint sees")
@@ -247,7 +248,8 @@ def main(argv: list[str] | None = None) -> None:
     agent = VideoAgent(model, crop_policy=policy, max_new_tokens=160)
     workdir = epath.Path(args.workdir)
     name = args.baseline or ("one-look" if args.one_look else "agent")
-    rows = evaluate(agent, workdir / name, args.worlds, one_look=name != "agent")
+    videos = epath.Path(args.videos) if args.videos else None
+    rows = evaluate(agent, workdir / name, args.worlds, one_look=name != "agent", videos=videos)
     figures = summarise(rows)
     for key, value in figures.items():
         print(f"{key:52s} {value if isinstance(value, Share) else round(value, 3)}")
