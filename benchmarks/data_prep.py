@@ -37,6 +37,7 @@ from data_prep.models.base import Request
 from data_prep.models.calling import Caller, CallLimits
 from data_prep.models.openai import OpenAIClient
 from data_prep.models.oracle import FAULTS, OracleClient, OracleSettings
+from data_prep.pipeline import STAGE_NAMES
 from data_prep.sources import clueworld
 from data_prep.stages import material
 from data_prep.store import Store
@@ -64,6 +65,7 @@ class Row:
 def fault_rows(triplets: int, rate: float, *, judge: bool) -> Iterator[Row]:
     """Caught by the stage meant for it, of the rows with exactly this fault; and sound rows lost.
 
+    A row that ended before the stage that would have made the fault has none; it counts where a sound one does.
     The oracle's judge knows what was planted. Without it stage 4 has its rules alone.
     """
     config = get_config()
@@ -84,6 +86,8 @@ def fault_rows(triplets: int, rate: float, *, judge: bool) -> Iterator[Row]:
             if clueworld.has_wrong_answer(name, rate=rate, seed=0):
                 kinds.append("answer")
             stage = record.rejection.stage if record.rejection else ""
+            if stage and STAGE_NAMES.index(stage) < STAGE_NAMES.index("generate"):
+                kinds = [kind for kind in kinds if STAGES[kind] == "verify"]
             # Of several faults in a row the first stage takes all.
             kind = kinds[0] if len(kinds) == 1 else "several" if kinds else "sound"
             total[kind] += 1

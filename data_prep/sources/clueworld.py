@@ -112,8 +112,10 @@ def spoiled(triplet: Triplet) -> Triplet:
     """The triplet with a wrong answer, or for grounding a wrong interval."""
     if triplet.kind == "grounding":
         clue, duration = triplet.clues[0], triplet.info.duration
-        shift = duration / 2 if clue.start < duration / 2 else -duration / 2
-        moved = Clue(clue.start + shift, clue.end + shift)
+        # Half a video away, and still inside of it.
+        length = clue.end - clue.start
+        start = min((clue.start + duration / 2) % duration, duration - length)
+        moved = Clue(start, start + length)
         return dataclasses.replace(triplet, clues=(moved,))
     if triplet.options:
         letters = list(triplet.options)
