@@ -219,8 +219,12 @@ class ClueWorldPrompts:
 
         rng = np.random.default_rng([self._seed, 4, number])
         world = self._world(number)
-        tool = rng.random() < self._config.tool_share
-        kind = str(rng.choice(tasks.TOOL_KINDS if tool else tasks.OVERVIEW_KINDS))
+        drawn, kinds = rng.random(), tasks.OVERVIEW_KINDS
+        if drawn < self._config.tool_share:
+            kinds = tasks.TOOL_KINDS
+        elif drawn >= 1 - self._config.grounding_share:
+            kinds = tuple(tasks.QUADRANTS[tasks.GROUNDING])
+        kind = str(rng.choice(kinds))
         task = tasks.make_task(
             world,
             tasks.KINDS[kind](world, rng),

@@ -119,6 +119,7 @@ def defaults() -> ml_collections.ConfigDict:
             "shortest": 120,  # seconds
             "longest": 600,
             "tool_share": 0.6,  # questions that a clip must answer
+            "grounding_share": 0.0,  # questions that seconds answer, in one turn; the rest is answered by the overview
             "options_share": 0.5,
         }
     )
@@ -246,9 +247,11 @@ def _bad_values(rl: ml_collections.ConfigDict) -> Iterable[str]:
         least, most = SCALES[world.scale].world.shortest, SCALES[world.scale].world.longest
         if not (world.worlds >= 1 and least <= world.shortest <= world.longest <= most):
             yield f"rl.clueworld: worlds from 1, and {least} <= shortest <= longest <= {most}, got {world.to_dict()}"
-    for key in ("tool_share", "options_share"):
+    for key in ("tool_share", "grounding_share", "options_share"):
         if not 0 <= world[key] <= 1:
             yield f"rl.clueworld.{key}={world[key]} lies outside of [0, 1]"
+    if world.tool_share + world.grounding_share > 1:
+        yield f"rl.clueworld: tool_share={world.tool_share} and grounding_share={world.grounding_share} are more than 1"
 
 
 def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:

@@ -91,6 +91,13 @@ def test_clueworld_videos_are_written_once_and_open(tmp_path):
     assert len({t.video for t in tasks}) == 2 and len({t.id for t in tasks}) == 6
     sources = {one[i].task.target.data_source for i in range(40)}
     assert sources == {f"clue_{n}_{t}_tool" for n in ("single", "multi") for t in ("w", "wo")}
+    shares = {"rl.clueworld.tool_share": 0.5, "rl.clueworld.grounding_share": 0.25, **small}
+    some = ClueWorldPrompts(override(defaults(), **shares), tmp_path)
+    drawn = [some[i].task.target.data_source for i in range(200)]
+    assert (
+        35 < drawn.count("temporal_grounding") < 65
+        and 80 < sum("_w_tool" in x for x in drawn) < 120
+    )
     one.ready(numbers[:2])
     stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "videos").iterdir()}
     one.ready(numbers)
@@ -114,6 +121,7 @@ def test_worlds_of_another_scale_in_a_folder_of_their_own(tmp_path):
     for changes, message in (
         ({"rl.clueworld.scale": "huge"}, "one of clueworld, micro"),
         ({"rl.clueworld.longest": 600}, "60 <= shortest <= longest <= 90"),
+        ({"rl.clueworld.grounding_share": 0.5}, "are more than 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             validate(override(config, **changes))
