@@ -26,7 +26,7 @@ BASE = {
     "steps": 3, "init_from": "random", "checkpoint.every": 1, "checkpoint.background": False, "checkpoint.export_hf": False,
     "optim.rate": 1e-3, "data.rows_per_device": 2, "loss.chunk": 64, "checkpoint.keep": 9,
     "rl.prompts_per_step": 2, "rl.group": 3, "rl.align": 8, "rl.shapes": ((1280, 128, 512),), "rl.when_short": "stop",
-    "rl.rollout.max_length": 1024, "rl.trajectories_every": 1,
+    "rl.rollout.max_length": 1024, "rl.trajectories_every": 1, "rl.draw_limit": 4.0,
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_configs_resolve_and_their_docstring_is_the_command(name):
 
     changes = {"data.rows": ""} if name == "rl_clueworld" else {}
     resolved = r.resolve(config(name, **changes), devices=8, prompts=None if changes else 320)
-    assert resolved.steps == (100 if changes else 10)
+    assert resolved.steps == (60 if changes else 10)
     text = pathlib.Path(f"configs/{name}.py").read_text()
     assert f"python -m vo3.train.grpo --config=configs/{name}.py" in text
 
