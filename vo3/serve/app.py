@@ -12,21 +12,22 @@ from typing import Any
 
 import fastapi
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import vo3
 from vo3.rollout import Rollout, events
-from vo3.serve import body
+from vo3.serve import body, page
 from vo3.serve.desk import Desk, Ticket
 from vo3.serve.errors import ApiError, invalid, shown
 from vo3.serve.guard import Guard
 from vo3.serve.metrics import CONTENT_TYPE, Metrics
-from vo3.serve.replies import Reply
+from vo3.serve.replies import Reply, public
 from vo3.serve.request import Ask, read
 from vo3.serve.settings import Settings
-from vo3.serve.telling import tell
+from vo3.serve.telling import Pieces, tell, whole
 from vo3.serve.uploads import Uploads
+from vo3.trajectory import Task
 
 # A stream whose question waits longer than this for its first event begins without one: proxies cut what stays silent.
 _PATIENCE_S = 10.0
@@ -53,6 +54,7 @@ def make_app(desk: Desk, settings: Settings) -> fastapi.FastAPI:
     app.add_middleware(Guard, keys=settings.keys, names=settings.names, metrics=server.metrics)
     app.add_exception_handler(HTTPException, _unknown)
     for method, path, endpoint in (
+        ("GET", "/", server.page),
         ("GET", "/health", server.health),
         ("GET", "/metrics", server.show_metrics),
         ("GET", "/v1/models", server.models),
@@ -81,6 +83,10 @@ class Server:
         self.metrics = Metrics(desk)
         self._began = int(time.time())
         self._uploading = 0
+
+    async def page(self, _: Request) -> Response:
+        """The page for people."""
+        return HTMLResponse(page.render(self.settings))
 
     async def health(self, _: Request) -> Response:
         """Whether questions are answered."""
@@ -189,6 +195,8 @@ class Call:
             ticket.id, server.settings.model, ticket.ask, dialect=server.desk.engine.policy.dialect
         )
         self._id = request.state.id
+        task = Task(ticket.id, ticket.ask.video.label, ticket.ask.question, ticket.ask.options)
+        self._pieces = Pieces(task) if ticket.ask.extension.events == "html" else None
         self._watch = asyncio.create_task(self._until_it_leaves(request))
 
     async def _until_it_leaves(self, request: Request) -> None:
@@ -247,11 +255,16 @@ class Call:
                 if item is None:
                     yield b": waiting\n\n"
                 else:
-                    for chunk in self._chunks(item):
+                    chunk = await self._chunk(item)
+                    if chunk is not None:
                         yield _line(chunk)
                 item = await self._next(_PATIENCE_S)
             self._server.metrics.answered(item)
-            for chunk in self._reply.closing(item):
+            html = None
+            if self._pieces is not None:
+                trajectory = public(item.trajectory, self._server.settings.model)
+                html = await asyncio.to_thread(whole, trajectory, item.clips)
+            for chunk in self._reply.closing(item, html):
                 yield _line(chunk)
             yield b"data: [DONE]\n\n"
         except ApiError as error:
@@ -260,14 +273,16 @@ class Call:
         finally:
             self.close()
 
-    def _chunks(self, event: events.Event) -> list[dict[str, Any]]:
-        chunk = None
+    async def _chunk(self, event: events.Event) -> dict[str, Any] | None:
+        chunk, pieces = None, self._pieces
         if isinstance(event, events.Token):
             self._server.metrics.first_token(self._ticket)
             chunk = self._reply.token(event.number, event.text)
         if self._ask.extension.events:
-            chunk = (chunk or self._reply.empty()) | {"vo3": tell(event)}
-        return [] if chunk is None else [chunk]
+            light = pieces is None or isinstance(event, events.Token | events.TurnStart)
+            told = tell(event) if light else await asyncio.to_thread(pieces.tell, event)
+            chunk = (chunk or self._reply.empty()) | {"vo3": told}
+        return chunk
 
 
 def _line(chunk: dict[str, Any]) -> bytes:

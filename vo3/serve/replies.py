@@ -94,15 +94,15 @@ class Reply:
         """A chunk without a piece of the answer, to carry an event."""
         return self._chunk({})
 
-    def closing(self, rollout: Rollout) -> list[dict[str, Any]]:
-        """The last chunks: what of the answer is still to be sent, why it ends, and what it took."""
+    def closing(self, rollout: Rollout, html: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        """The last chunks: what of the answer is still to be sent, why it ends, and what it took; `html`: pieces of a page."""
         trajectory = rollout.trajectory
         content = content_of(trajectory)
         # What was sent before is the beginning of the answer, unless the model opened one twice.
         rest = content.removeprefix(self._content)
         chunks = [self._chunk({"content": rest})] if rest else []
-        last = self._chunk({}, finish=finish_of(trajectory)) | {"vo3": self._extension(trajectory)}
-        chunks.append(last)
+        told = self._extension(trajectory) | ({} if html is None else {"html": html})
+        chunks.append(self._chunk({}, finish=finish_of(trajectory)) | {"vo3": told})
         if self.ask.include_usage:
             head = self._head("chat.completion.chunk")
             chunks.append({**head, "choices": [], "usage": usage_of(trajectory)})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # Elements without content or end tag.
-_VOID = frozenset(("img", "br", "hr", "meta", "path", "polygon", "rect"))
+_VOID = frozenset(("img", "br", "hr", "meta", "input", "path", "polygon", "rect"))
 
 
 class Markup(str):
@@ -54,6 +54,8 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
         if children:
             raise ValueError(f"<{name}> has no content")
         return Markup(
-            f"<{name}{written}>" if name in ("img", "br", "hr", "meta") else f"<{name}{written}/>"
+            f"<{name}{written}>"
+            if name in ("img", "br", "hr", "meta", "input")
+            else f"<{name}{written}/>"
         )
     return Markup(f"<{name}{written}>{join(*children)}</{name}>")

@@ -51,10 +51,11 @@ def document(
     script: bool = True,
     code: str | None = None,
     connect: bool = False,
+    media: bool = False,
 ) -> str:
     """A complete page around `body`, with the style sheet and (if asked) the script inlined: `code`, or a trajectory page's.
 
-    `connect` lets the script ask the page's own server, and no other.
+    `connect` lets the script ask the page's own server, and no other; `media` lets it play a video that its reader chose.
     """
     code = (_asset("script.js") if script else "") if code is None else code
     # The policy lets this one script run, and nothing be fetched, whatever a video or a model wrote.
@@ -62,7 +63,9 @@ def document(
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    ) + ("; connect-src 'self'" if connect else "")
+    )
+    policy += "; connect-src 'self'" if connect else ""
+    policy += "; media-src blob:" if media else ""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -86,10 +89,14 @@ def render(trajectory: Trajectory, *, clips: Mapping[int, Clip] | None = None) -
     Returns:
       A whole HTML document, UTF-8.
     """
-    clips = clips or {}
+    main = tag("main", sections(trajectory, clips or {}))
+    return document(trajectory.task.question or "A question on a video", main)
+
+
+def sections(trajectory: Trajectory, clips: Mapping[int, Clip]) -> Markup:
+    """What stands on the page of one trajectory; see `render`."""
     right = judge(trajectory)
-    main = tag(
-        "main",
+    return join(
         _header(trajectory, right),
         timeline.draw(trajectory, clips),
         story.tell(trajectory, clips, right=right),
@@ -97,7 +104,6 @@ def render(trajectory: Trajectory, *, clips: Mapping[int, Clip] | None = None) -
         _facts(trajectory),
         story.prompts(trajectory),
     )
-    return document(trajectory.task.question or "A question on a video", main)
 
 
 def video_name(task: Task) -> str:

@@ -1,8 +1,8 @@
 // Passing over the film strip shows the overview's frame nearest to that time.
-(() => {
+const peekInto = (page) => {
   "use strict";
-  const strip = document.querySelector(".strip");
-  const frames = [...document.querySelectorAll("#overview-frames figure")];
+  const strip = page.querySelector(".strip");
+  const frames = [...page.querySelectorAll("#overview-frames figure")];
   if (!strip || frames.length === 0) return;
   const peek = document.createElement("div");
   peek.className = "peek";
@@ -31,4 +31,5 @@
   strip.addEventListener("pointerleave", () => {
     peek.hidden = true;
   });
-})();
+};
+peekInto(document);

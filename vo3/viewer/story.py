@@ -39,7 +39,7 @@ def tell(trajectory: Trajectory, clips: Mapping[int, Clip], *, right: bool | Non
             continue
         number += turn.role == "assistant"
         got = after.observations[0].index if after is not None and after.observations else None
-        steps.append(_step(trajectory, turn, number, clips, got=got, right=right))
+        steps.append(step(trajectory, turn, number, clips, got=got, right=right))
     return tag(
         "section",
         tag("h2", "How it got there", id="story"),
@@ -49,10 +49,25 @@ def tell(trajectory: Trajectory, clips: Mapping[int, Clip], *, right: bool | Non
     )
 
 
-def _step(
-    trajectory: Trajectory, turn: Turn, number: int, clips, *, got: int | None, right: bool | None
+def step(
+    trajectory: Trajectory,
+    turn: Turn,
+    number: int,
+    clips: Mapping[int, Clip],
+    *,
+    got: int | None = None,
+    right: bool | None = None,
 ) -> Markup:
-    """One entry. `got` is the observation that the turn's call brought."""
+    """One entry of the story.
+
+    Args:
+      trajectory: that the turn belongs to.
+      turn: what to tell.
+      number: of the assistant's turns so far.
+      clips: as for `tell`.
+      got: the observation that the turn's call brought.
+      right: as for `tell`.
+    """
     if turn.role == "assistant":
         label, body = f"Turn {number}", _said(trajectory, turn, got=got, right=right)
     elif turn.kind == "error":

@@ -124,8 +124,8 @@ def place(centres: Sequence[float], width: float, gap: float) -> list[float]:
     return lefts
 
 
-def draw(trajectory: Trajectory, clips: Mapping[int, Clip]) -> Markup:
-    """The whole timeline as one section."""
+def draw(trajectory: Trajectory, clips: Mapping[int, Clip], *, over: bool = True) -> Markup:
+    """The whole timeline as one section; `over`: whether there will be no more looks."""
     total = duration_of(trajectory)
     looks = looks_of(trajectory)
     target = trajectory.task.target
@@ -152,7 +152,11 @@ def draw(trajectory: Trajectory, clips: Mapping[int, Clip]) -> Markup:
         data_duration=f"{total:.3f}",
     )
     heading = tag("h2", "Where it looked", id="timeline")
-    said = _spoken(looks, total)
+    said = (
+        _spoken(looks, total)
+        if looks or over
+        else f"The whole video, {clock(total)}, is shown coarsely."
+    )
     return tag(
         "section",
         heading,
