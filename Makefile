@@ -105,6 +105,18 @@ test-beam:  ## the synthesis on Beam, one process and two workers, in an environ
 	.venv-beam/bin/python $(PIP) -e '.[data,synthesis,beam]' pytest hypothesis psutil
 	JAX_PLATFORMS=cpu .venv-beam/bin/python -m pytest -p no:cacheprovider -m 'soak or not soak' tests/data_prep/test_beam.py
 
+# Evaluators that vo3 plugs into, each in an environment of its own: their pins are not ours. Without their dependencies, which are many,
+# but with what their own modules import.
+.PHONY: lmms-eval
+lmms-eval: .venv-lmms-eval/.ready
+.venv-lmms-eval/.ready: setup.py
+	[ -x $(@D)/bin/python ] || $(PYTHON) -m venv $(@D)
+	touch $@.new
+	$(@D)/bin/python $(PIP) -e . torch==2.13.0 accelerate datasets evaluate httpx jsonlines pytablewriter sacrebleu scikit-learn \
+	  loguru tenacity tiktoken pydantic python-dotenv openai nltk pyarrow opencv-python-headless tqdm-multiprocess sympy latex2sympy2 decord
+	$(@D)/bin/python $(PIP) --no-deps lmms-eval==0.7.3
+	mv $@.new $@
+
 .PHONY: soak
 soak: $(VENV)/.parity apt  ## what takes longer than the test suite may: kill tests, fuzzing, load, every chip
 	$(BIN)/python -m pytest -m soak -n 0
