@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from vo3.serve.errors import ApiError, invalid, shown, too_large
 
 
-async def read_json(request: Request, *, limit: int, timeout_s: float) -> bytes:
+async def read_json(request: Request, *, limit: float, timeout_s: float) -> bytes:
     """The body of a JSON request.
 
     Raises:
@@ -30,7 +30,7 @@ async def read_json(request: Request, *, limit: int, timeout_s: float) -> bytes:
     return b"".join(parts)
 
 
-async def read_form(request: Request, *, limit: int, timeout_s: float) -> FormData:
+async def read_form(request: Request, *, limit: float, timeout_s: float) -> FormData:
     """The fields and files of a form; to be closed.
 
     Raises:
@@ -56,7 +56,7 @@ def _expect(request: Request, kind: str) -> None:
 
 
 async def _limited(
-    request: Request, limit: int, what: str, remedy: str, timeout_s: float
+    request: Request, limit: float, what: str, remedy: str, timeout_s: float
 ) -> AsyncIterator[bytes]:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:

@@ -52,7 +52,7 @@ def invalid(message: str, *, param: str | None = None, code: str = "invalid_valu
     return ApiError(400, code, message, param=param)
 
 
-def too_large(what: str, limit: int, remedy: str) -> ApiError:
+def too_large(what: str, limit: float, remedy: str) -> ApiError:
     """413: `what` has more bytes than `limit`."""
     return ApiError(
         413, "too_large", f"{what} is larger than {limit / 2**20:g} MiB, the most that this server takes; {remedy}"

@@ -61,7 +61,7 @@ def check(url: str, allowed: Collection[str], *, param: str) -> Url:
     return Url(url, secure, host, port or (443 if secure else 80), target, _address(host) is not None)  # fmt: skip
 
 
-def download(url: Url, *, limit: int, timeout_s: float) -> str:
+def download(url: Url, *, limit: float, timeout_s: float) -> str:
     """Fetches into a temporary file; returns its path. The caller removes it.
 
     Raises:

@@ -56,15 +56,15 @@ def settings_of(args: argparse.Namespace) -> Settings:
         limits = Limits(
             slots=args.slots,
             queue=args.queue,
-            body=int(args.max_body_mb * MIB),
-            upload=int(args.max_upload_mb * MIB),
-            uploads=4 * int(args.max_upload_mb * MIB),
+            body=args.max_body_mb * MIB,
+            upload=args.max_upload_mb * MIB,
+            uploads=4 * args.max_upload_mb * MIB,
             duration=60 * args.max_minutes,
             request_s=args.timeout,
         )
         roots = resolve_roots(args.root)
     except ValueError as error:
-        raise ServeError(str(error)) from error
+        raise ServeError(f"{error}; `vo3 serve --help` lists what may be set") from error
     # Without a key, a name that a page made lead here must not do: see Guard.
     local = is_loopback(args.host) and not keys
     return Settings(

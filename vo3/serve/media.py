@@ -117,7 +117,7 @@ class Fetched:
 
     label: str
     url: fetch.Url
-    limit: int
+    limit: float
     path: str | None = None
     _file: str | None = None
 
@@ -212,7 +212,7 @@ def picture(url: str, settings: Settings, *, param: str) -> tuple[str, bytes]:
     return _PICTURES[kind], data
 
 
-def decode(url: str, *, limit: int, param: str) -> tuple[str, bytes]:
+def decode(url: str, *, limit: float, param: str) -> tuple[str, bytes]:
     """Kind and bytes of a base64 data URL.
 
     Raises:

@@ -25,9 +25,9 @@ class Limits:
 
     slots: int = 4
     queue: int = 64
-    body: int = 64 * MIB
-    upload: int = 1024 * MIB
-    uploads: int = 4096 * MIB
+    body: float = 64 * MIB
+    upload: float = 1024 * MIB
+    uploads: float = 4096 * MIB
     duration: float = 4 * 3600.0
     request_s: float = 600.0
     read_s: float = 120.0
@@ -35,9 +35,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            low = 0 if field.name == "queue" else 1e-9
-            if not getattr(self, field.name) >= low:
-                raise ValueError(f"Limits.{field.name} is {getattr(self, field.name)}, too small")
+            value, low = getattr(self, field.name), 0 if field.name == "queue" else 1e-9
+            if not value >= low:
+                raise ValueError(f"a limit of {value} for {field.name} is too small")
 
 
 @dataclasses.dataclass(frozen=True)
