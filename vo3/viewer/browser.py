@@ -19,7 +19,7 @@ from vo3.rewards.grounding import Interval, overlap
 from vo3.trajectory import Trajectory, Turn
 from vo3.video import Clip
 from vo3.viewer.markup import Markup, tag
-from vo3.viewer.page import OUTCOMES, document, judge, video_name
+from vo3.viewer.page import OUTCOMES, document, judge, video_name, window_iou
 from vo3.viewer.pictures import data_uri
 from vo3.viewer.story import think_of
 from vo3.viewer.timeline import duration_of
@@ -29,7 +29,9 @@ OVERVIEW_FRAMES, CLIP_FRAMES = 12, 4
 
 
 def iou_of(trajectory: Trajectory) -> float | None:
-    """IoU of all windows looked at with all true ones, merged; None where either is missing."""
+    """IoU with the true windows, merged: of the window answered where one is asked for, else of all windows looked at. None where either is missing."""
+    if (iou := window_iou(trajectory)) is not None:
+        return iou
     target = trajectory.task.target
     if target is None or not target.clues:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -71,35 +72,60 @@ def write(
       source: one JSON trajectory a line.
       out: folder of the pages; created.
       videos: folder that the videos' relative paths start from.
-      limit: pages at most; None: all. The index has every trajectory.
+      limit: pages of each file at most; None: all. The index has every trajectory.
       frames: whether the videos are read for pictures.
       other: a second file, of another checkpoint on the same questions, to be shown beside the first.
     """
     out = epath.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
-    records = []
-    pages = 0
     first = Lines(epath.Path(source), problems)
-    for number, trajectory in first:
-        name, clips = None, {}
-        if limit is None or pages < limit:
-            if frames and trajectory.observations:
-                try:
-                    clips = clips_of(trajectory, videos=videos)
-                except VideoError as error:
-                    problems.append(f"{source}, line {number}: shown without frames: {error}")
-            pages += 1
-            name = f"{pages:05d}.html"
-            (out / name).write_text(render(trajectory, clips=clips))
-        records.append(browser.record(trajectory, page=name, clips=clips))
-    second = None if other is None else Lines(epath.Path(other), problems)
-    beside = None if second is None else [browser.record(t) for _, t in second]
+    pages = _Pages(out, videos=videos, limit=limit, frames=frames, problems=problems)
+    records = pages.write(first)
+    second, beside = None, None
+    if other is not None:
+        second = Lines(epath.Path(other), problems)
+        beside = pages.write(second, prefix="beside-")
     names = display_names(source, other)
     page = browser.render(" and ".join(names), records, other=beside, names=(names[0], names[-1]))
     (out / "index.html").write_text(page)
     broken = first.broken + (second.broken if second else 0)
-    return Written(pages, len(records), broken, tuple(problems))
+    return Written(pages.count, len(records), broken, tuple(problems))
+
+
+class _Pages:
+    """Writes the pages of files' first trajectories; `count` of them so far."""
+
+    def __init__(
+        self,
+        out: epath.Path,
+        *,
+        videos: epath.PathLike | None,
+        limit: int | None,
+        frames: bool,
+        problems: list[str],
+    ):
+        self.count = 0
+        self._out, self._videos, self._limit, self._frames = out, videos, limit, frames
+        self._problems = problems
+
+    def write(self, lines: Lines, prefix: str = "") -> list[dict[str, Any]]:
+        """The records of all lines; the first `limit` of them get a page, and pictures where the videos can be read."""
+        records = []
+        for number, trajectory in lines:
+            name, clips = None, {}
+            if self._limit is None or len(records) < self._limit:
+                if self._frames and trajectory.observations:
+                    try:
+                        clips = clips_of(trajectory, videos=self._videos)
+                    except VideoError as error:
+                        where = f"{lines.path}, line {number}"
+                        self._problems.append(f"{where}: shown without frames: {error}")
+                name = f"{prefix}{len(records) + 1:05d}.html"
+                (self._out / name).write_text(render(trajectory, clips=clips))
+                self.count += 1
+            records.append(browser.record(trajectory, page=name, clips=clips))
+        return records
 
 
 def display_names(source: epath.PathLike, other: epath.PathLike | None) -> list[str]:
@@ -113,16 +139,17 @@ class Lines:
     """The trajectories of a file with their line numbers; what is none is counted and named.
 
     Attributes:
+      path: of the file.
       broken: lines that are no trajectory.
       start: where the line that was read last begins, bytes.
     """
 
     def __init__(self, path: epath.Path, problems: list[str]):
         self.broken = self.start = 0
-        self._path, self._problems = path, problems
+        self.path, self._problems = path, problems
 
     def __iter__(self) -> Iterator[tuple[int, Trajectory]]:
-        with self._path.open("rb") as lines:
+        with self.path.open("rb") as lines:
             end = 0
             for number, line in enumerate(lines, start=1):
                 self.start, end = end, end + len(line)
@@ -133,5 +160,5 @@ class Lines:
                 except (ValueError, AttributeError) as error:
                     self.broken += 1
                     self._problems.append(
-                        f"{self._path}, line {number}: no trajectory of schema {SCHEMA_VERSION}: {error}"
+                        f"{self.path}, line {number}: no trajectory of schema {SCHEMA_VERSION}: {error}"
                     )

@@ -6,9 +6,12 @@ import base64
 import functools
 import hashlib
 import importlib.resources
+import math
 import os
 from collections.abc import Mapping
 
+from vo3.rewards.answer import segment_pair
+from vo3.rewards.grounding import Interval, overlap
 from vo3.trajectory import Target, Task, Trajectory
 from vo3.video import Clip
 from vo3.viewer import story, timeline
@@ -32,9 +35,34 @@ def _asset(name: str) -> str:
     )
 
 
-def judge(trajectory: Trajectory) -> bool | None:
-    """Whether the answer is the true one: same letter, or same words. None when the truth is not known."""
+# IoU of an answered time window with the true one, from which on it counts as right.
+RIGHT_IOU = 0.5
+
+
+def answered_window(trajectory: Trajectory) -> Interval | None:
+    """The time window that was answered, ends in order; None where the answer is no window."""
+    pair = None if trajectory.answer is None else segment_pair(trajectory.answer)
+    if pair is None or not all(isinstance(x, int | float) and math.isfinite(x) for x in pair):
+        return None
+    return Interval(*sorted(map(float, pair)))
+
+
+def window_iou(trajectory: Trajectory) -> float | None:
+    """IoU of the answered time window with the true one; None where the question does not ask for one."""
     target = trajectory.task.target
+    if target is None or target.data_source != "temporal_grounding" or not target.clues:
+        return None
+    given = answered_window(trajectory)
+    true = [Interval(clue.start, clue.end) for clue in target.clues]
+    met = None if given is None else overlap([given], true)
+    return 0.0 if met is None else met.iou
+
+
+def judge(trajectory: Trajectory) -> bool | None:
+    """Whether the answer is the true one: same letter, same words, or a time window that meets the true one. None when the truth is not known."""
+    target = trajectory.task.target
+    if (iou := window_iou(trajectory)) is not None:
+        return iou >= RIGHT_IOU
     if target is None or not target.answer:
         return None
     if trajectory.answer is None:

@@ -12,7 +12,7 @@ import eval_samples
 import pytest
 import viewer_samples
 
-from vo3.trajectory import Target, Task
+from vo3.trajectory import Clue, Target, Task
 from vo3.viewer import browser, gallery
 
 CHROMIUM = (
@@ -91,10 +91,30 @@ def test_the_index_holds_what_has_no_page(tmp_path):
     made = gallery.write(
         tmp_path / "a.jsonl", tmp_path / "out", limit=1, frames=False, other=tmp_path / "b.jsonl"
     )
-    assert (made.pages, made.shown) == (1, 4)
+    assert (made.pages, made.shown) == (2, 4)
     found = data_of((tmp_path / "out" / "index.html").read_text())
     assert [r["page"] for r in found["rows"]] == ["00001.html", None, None, None]
     assert found["names"] == ["a.jsonl", "b.jsonl"]
+    assert [r["other"] and r["other"]["page"] for r in found["rows"]] == ["beside-00001.html", None, None, None]  # fmt: skip
+    assert (tmp_path / "out" / "beside-00001.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "iou"),
+    [
+        ('{"temporal_segment": [10, 20]}', True, 1.0),
+        ('{"temporal_segment": [25.0, 10.0]}', True, 10 / 15),
+        ('{"temporal_segment": [18, 28]}', False, 2 / 18),
+        ('{"temporal_segment": ["x", 1]}', False, 0.0),
+        ("at 12 s", False, 0.0),
+    ],
+)
+def test_an_answered_window_is_right_when_it_meets_the_true_one(answer, right, iou):
+    """As the cards count it: from an IoU of 0.5 on. Charades has no other true answer than the window."""
+    target = Target("", (Clue(10.0, 20.0),), "temporal_grounding")
+    asked = eval_samples.answered(Task("t", "a.mp4", "when?", None, target), answer)
+    found = browser.brief(asked)
+    assert found["right"] is right and found["iou"] == pytest.approx(iou, abs=1e-4)
 
 
 # Runs in the page before its script: keeps errors, and drives keys and filters once the list is there.
