@@ -115,13 +115,14 @@ class Triplet:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Triplet:
-        """Inverse of `to_json`.
+        """Inverse of `to_json`; people's own rows may leave the schema version out.
 
         Raises:
           ValueError: another schema version, or fields that do not fit.
         """
-        if not isinstance(data, dict) or data.get("schema_version") != TRIPLET_SCHEMA:
-            version = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
+        if not isinstance(data, dict):
+            raise ValueError(f"not a triplet: {type(data).__name__}")
+        if (version := data.get("schema_version", TRIPLET_SCHEMA)) != TRIPLET_SCHEMA:
             raise ValueError(f"triplet has schema version {version!r}, this reads {TRIPLET_SCHEMA}")
         fields = {k: v for k, v in data.items() if k != "schema_version"}
         try:

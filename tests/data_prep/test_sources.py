@@ -77,6 +77,9 @@ def test_own_triplets_and_material_round_trip(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps(t.to_json()) + "\n" for t in made))
     assert list(files.triplets(str(path))) == made
+    path.write_text('{"id": "a", "video": "a.mp4", "question": "What?", "answer": "B", "options": {"A": "x", "B": "y"}}\n')  # fmt: skip
+    (own,) = files.triplets(str(path))
+    assert (own.answer, own.kind, own.clues) == ("B", "qa", ())
     path.write_text(
         '{"id": "m", "video": "a.mp4", "captions": [{"timestamp": ["0:05", 9], "text": "x"}]}\n'
     )
