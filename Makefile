@@ -17,7 +17,7 @@ WORKERS ?= $(shell echo $$(( $(CPUS) < 8 ? $(CPUS) : 8 )))
 PIP := -m pip install -qq --disable-pip-version-check
 APT_PACKAGES := opencv-doc gnome-user-docs ffmpeg shellcheck
 QUICK = $(shell grep -rl 'mark.quick' tests --include='test_*.py')
-BENCHMARKS ?= model rollout hf_io video loader packing data_prep
+BENCHMARKS ?= model rollout hf_io video loader packing data_prep evals
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help
@@ -144,9 +144,20 @@ bench: $(VENV)/.parity  ## side-by-side measurements, one table
 clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it
 	$(BIN)/python -m vo3.clueworld.recipe --workdir out/clueworld
 
+# Resumable; one after the other, as each takes all cores.
+RL := out/clueworld-rl
+SEEDS ?= 0 1 2
+WORLDS ?= 84
 .PHONY: clueworld-rl
-clueworld-rl: $(VENV)/.dev  ## RL of the embedded model on tasks and videos made on the fly
-	$(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=out/clueworld-rl
+clueworld-rl: $(VENV)/.dev  ## RL of the embedded model over SEEDS, asked before and after on held-out worlds
+	@for seed in $(SEEDS); do
+	  $(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=$(RL)/$$seed --config.seed=$$seed
+	done
+	ask() { $(BIN)/python -m vo3.clueworld.evaluate --worlds=$(WORLDS) --videos=out/clueworld-eval/videos "$$@"; }
+	ask --workdir=$(RL)/asked/before
+	for seed in $(SEEDS); do ask --workdir=$(RL)/asked/$$seed --checkpoint=$(RL)/$$seed/export; done
+	$(BIN)/python -m vo3.train.rl_curves --out=$(RL)/curves.svg $(SEEDS:%=$(RL)/%/log.jsonl)
+	$(BIN)/python -m vo3.clueworld.gains --before=$(RL)/asked/before/agent $(SEEDS:%=$(RL)/asked/%/agent) | tee $(RL)/gains.md
 
 .PHONY: clueworld-baselines
 clueworld-baselines: $(VENV)/.dev  ## train the one-turn baselines of the embedded model by the same recipe
