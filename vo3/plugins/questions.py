@@ -13,7 +13,7 @@ from vo3.evals import config as config_lib
 from vo3.evals import runner
 from vo3.evals.asking import Asked
 from vo3.evals.journal import Journal
-from vo3.train.config import override
+from vo3.train.config import ConfigError, override
 from vo3.trajectory import Task, Trajectory
 
 # "A. text", "(A) text", "A) text", "A: text", on a line of its own.
@@ -56,10 +56,10 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
       ConfigError: an unknown key; the message names the nearest.
     """
-    config_lib_defaults = config_lib.flat_defaults()
+    defaults = config_lib.flat_defaults()
     settings = {}
     for key, value in given.items():
-        kept = config_lib_defaults.get(key)
+        kept = defaults.get(key)
         if isinstance(value, str) and kept is not None and not isinstance(kept, str):
             try:
                 value = ast.literal_eval(value)
@@ -80,7 +80,7 @@ class Answers:
         """Loads the model.
 
         Args:
-          trajectories: a file that every conversation is appended to, for `vo3 view`.
+          trajectories: a new file that every conversation is written to, for `vo3 view`.
           **settings: keys of the evaluation's config: checkpoint, dialect, modes (one), max_turns, batch, ...
 
         Raises:
@@ -88,10 +88,14 @@ class Answers:
         """
         self.config = override(config_lib.defaults(), **settings_of(settings))
         config_lib.validate(self.config)
+        self._journal = None if trajectories is None else Journal(trajectories)
+        if self._journal is not None and self._journal.done:
+            raise ConfigError(
+                f"trajectories: {trajectories} holds {len(self._journal.done)} of an earlier run; name another file"
+            )
         model, pack = runner.load(self.config)
         self._mode = runner.modes_of(self.config, model, pack)[0]
         (self._asker,) = runner.askers([self._mode], model, self.config)
-        self._journal = None if trajectories is None else Journal(trajectories)
 
     def ask(self, tasks: Sequence[Task]) -> list[Trajectory]:
         """The conversations on `tasks`, in their order; what could not be asked has no answer and says why in `meta`."""
@@ -102,6 +106,6 @@ class Answers:
         asked = (Asked(video, tuple(some)) for video, some in groups.items())
         for trajectory in self._asker.ask(asked):
             found[trajectory.task.id] = trajectory
-            if self._journal is not None and trajectory.task.id not in self._journal.done:
+            if self._journal is not None:
                 self._journal.append(trajectory)
         return [found[task.id] for task in tasks]

@@ -1,9 +1,9 @@
 """VLMEvalKit's model `vo3`: an agent that looks again, on any of its video datasets.
 
-    python -m vo3.plugins.vlmevalkit RUN.py --data Video-MME_64frame --model vo3 --vo3 checkpoint=DIR,dialect=video-o3
+    python -m vo3.plugins.vlmevalkit --vo3 checkpoint=DIR,dialect=video-o3 run.py --data Video-MME_64frame --model vo3
 
-RUN.py is VLMEvalKit's own `run.py`, whose arguments follow. VLMEvalKit knows no entry points: `register` puts the model into its table
-of models, which is what the command above does before it runs RUN.py.
+`run.py` is VLMEvalKit's own, and what follows it are its arguments. VLMEvalKit knows no entry points: `register` puts the model into its
+table of models, which is what the command does before it runs `run.py`.
 
 The dataset's frames do not matter: the video file is asked about, as the agent samples it. What the dataset says of the form of an
 answer is left aside, as with lmms-eval.
@@ -11,49 +11,12 @@ answer is left aside, as with lmms-eval.
 
 from __future__ import annotations
 
+import argparse
 import functools
-import logging
 import runpy
 import sys
 from collections.abc import Sequence
 from typing import Any
-
-from vlmeval.vlm.base import BaseModel
-
-from vo3.evals.journal import failure_of
-from vo3.plugins.questions import Answers, split_question
-from vo3.trajectory import Task
-
-_log = logging.getLogger(__name__)
-
-
-class VO3(BaseModel):
-    """See the module."""
-
-    INTERLEAVE = False
-    VIDEO_LLM = True  # the file, not its frames
-
-    def __init__(self, **settings: Any):
-        """Loads the model; see `Answers`."""
-        super().__init__()
-        self._answers = Answers(**settings)
-        self._asked = 0
-
-    def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
-        """The answer; empty where the video cannot be read, which is logged and never ends the run."""
-        videos = [item["value"] for item in message if item["type"] == "video"]
-        if len(videos) != 1:
-            raise NotImplementedError(
-                f"{dataset}: {len(videos)} videos in a question; this model answers questions on one video file"
-            )
-        text = "\n".join(item["value"] for item in message if item["type"] == "text")
-        question, options = split_question(text)
-        self._asked += 1
-        task = Task(f"{dataset}/{self._asked}", videos[0], question, options)
-        (trajectory,) = self._answers.ask([task])
-        if failure := failure_of(trajectory):
-            _log.error("%s: %s: %s", videos[0], failure["kind"], failure["message"])
-        return trajectory.answer or ""
 
 
 def register(name: str = "vo3", **settings: Any) -> None:
@@ -61,31 +24,32 @@ def register(name: str = "vo3", **settings: Any) -> None:
 
     Args:
       name: for `--model`.
-      **settings: see `Answers`.
+      **settings: see `vo3.plugins.questions.Answers`.
     """
     from vlmeval.config import supported_VLM
+
+    from vo3.plugins.vlmevalkit_model import VO3
 
     supported_VLM[name] = functools.partial(VO3, **settings)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    argv = list(argv)
-    if not argv or argv[0].startswith("-"):
-        raise SystemExit("usage: python -m vo3.plugins.vlmevalkit RUN.py [--vo3 KEY=VALUE,...] ...")
-    settings = {}
-    if "--vo3" in argv:
-        at = argv.index("--vo3")
-        given = argv[at + 1] if at + 1 < len(argv) else ""
-        pairs = [pair.partition("=") for pair in given.split(",") if pair]
-        if not pairs or not all(equals for _, equals, _ in pairs):
-            raise SystemExit("--vo3 takes KEY=VALUE,...: keys of vo3.evals.config.defaults()")
-        settings = {key.strip(): value.strip() for key, _, value in pairs}
-        del argv[at : at + 2]
-    register(**settings)
-    sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--vo3", default="", metavar="KEY=VALUE,...",
+        help="keys of the evaluation's config: checkpoint, dialect, max_turns, ..., and trajectories=FILE.jsonl",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="run.py", help="VLMEvalKit's")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of run.py")
+    args = parser.parse_args(argv)
+    pairs = [pair.partition("=") for pair in args.vo3.split(",") if pair]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        parser.error(f"--vo3: {wrong[0]!r} is not KEY=VALUE")
+    register(**{key.strip(): value.strip() for key, _, value in pairs})
+    sys.argv = [args.run, *args.arguments]
+    runpy.run_path(args.run, run_name="__main__")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

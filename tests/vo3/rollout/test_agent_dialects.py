@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -225,3 +228,50 @@ def test_an_unknown_dialect_of_a_checkpoint_names_the_file(checkpoint):
     (checkpoint / "vo3.json").write_text('{"dialect": "os:path"}')
     with pytest.raises(CheckpointError, match=r"vo3\.json, dialect: 'os:path' is none of"):
         VideoAgent(vo3.models.load(checkpoint))
+
+
+# ---- docs/dialects.md
+
+
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "dialects.md"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The page's two examples as modules."""
+    folder = tmp_path_factory.mktemp("page")
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    for name, text in zip(("spoken", "slow"), blocks, strict=True):
+        (folder / f"{name}.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("spoken"), importlib.import_module("slow")
+
+
+def test_the_pages_dialect_works(written, engine, mp4):
+    script = ["<look>3-6</look>", "<look>over there</look>", "<look>3-99</look>", answer()]
+    made = engine("spoken:SPOKEN", *script)
+    got = made.rollout(TASK, VideoCrop(mp4, fakes.CROP)).trajectory
+    assert [t.kind for t in got.turns[2:]] == ["call", "observation", "call", "error", "call", "forced", "answer"]  # fmt: skip
+    assert [(c.start, c.end) for c in got.calls] == [(3.0, 6.0), (3.0, 12.0)]
+    assert "'over there' is not START-END" in got.turns[5].error
+    assert got.meta["dialect"] == "spoken:SPOKEN" and made.max_length() == 4096
+    spoken = written[0].SPOKEN
+    assert spoken.read_call(spoken.write_call(got.calls[0]), 12.0) == got.calls[0]
+
+
+def test_the_pages_tool_works(written, engine, mp4):
+    video = written[1].SlowMotion(mp4, fakes.CROP)
+    got = engine("video-o3", look("video-o3", strategy="coarse"), answer()).rollout(TASK, video)
+    shown = got.trajectory.observations[1]
+    assert (shown.height, shown.width) == VideoCrop(mp4, fakes.CROP).crop(3.0, 6.5, "fine").frames.shape[1:3]  # fmt: skip
+
+
+def test_the_page_tells_what_holds():
+    """Its table of calls and rounds, against the dialects."""
+    page = PAGE.read_text()
+    for dialect in DIALECTS.values():
+        line = next(x for x in page.splitlines() if x.startswith(f"| `{dialect.name}`"))
+        assert f"<{dialect.tag}>" in line and f"| {dialect.eval_limits.max_turns}, then one" in line
+        for stop in dialect.eval_limits.stop:
+            assert f"`{stop}`" in line
