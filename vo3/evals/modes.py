@@ -17,6 +17,9 @@ from vo3.rollout.policy import RolloutPolicy
 from vo3.train.config import ConfigError
 from vo3.video import CropPolicy
 
+# One video in the context: the overview. A call then meets the limit and is answered by the demand for an answer.
+_ONE_TURN = {"max_turns": 1, "max_videos": 1}
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
@@ -86,11 +89,15 @@ def prepare(
     return Mode(
         name,
         with_overview(crop, tokens) if tokens else crop,
-        # One video in the context: the overview. A call then meets the limit and is answered by the demand for an answer.
-        dataclasses.replace(rollout, max_turns=1, max_videos=1),
+        dataclasses.replace(rollout, **_ONE_TURN),
         one_look_pack(pack, name),
         quota,
     )
+
+
+def one_turn(mode: Mode) -> Mode:
+    """The mode where a time window is asked for: grounding is one turn without looks, whatever the mode."""
+    return dataclasses.replace(mode, rollout=dataclasses.replace(mode.rollout, **_ONE_TURN))
 
 
 def one_look_pack(pack: PromptPack, mode: str) -> PromptPack:

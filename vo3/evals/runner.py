@@ -29,7 +29,7 @@ from vo3.evals.asking import Asked, Asker, EngineAsker, GroupAsker
 from vo3.evals.benchmarks import BENCHMARKS, Benchmark, Read
 from vo3.evals.journal import Journal, check_settings, part_name, read_parts
 from vo3.evals.judge import JudgeError
-from vo3.evals.modes import Mode, prepare
+from vo3.evals.modes import Mode, one_turn, prepare
 from vo3.evals.progress import Progress
 from vo3.evals.questions import AnnotationError, Question
 from vo3.evals.scoring import grade
@@ -193,7 +193,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
     checkpoint_hash = fingerprint.of_checkpoint(model.source)
     environment = fingerprint.environment()
     jobs = [
-        Job(benchmark, read, mode)
+        Job(benchmark, read, one_turn(mode) if benchmark.kind == "grounding" else mode)
         for mode in modes_of(config, model, pack)
         for benchmark, read in benchmarks
     ]

@@ -160,6 +160,16 @@ def test_other_settings_do_not_mix_with_earlier_answers(data, fake, tmp_path):
         runner.evaluate(settings(data), tmp_path / "out")
 
 
+def test_a_time_window_is_asked_for_in_one_turn_whatever_the_mode(data, fake, tmp_path):
+    eval_samples.charades(data / "charades")
+    found = runner.evaluate(settings(data, benchmarks="mlvu,charades"), tmp_path / "out")
+    limits = {c["benchmark"]["name"]: c["settings"]["rollout"] for c in found}
+    assert {name: (r["max_turns"], r["max_videos"]) for name, r in limits.items()} == {
+        "mlvu": (8, 12),
+        "charades": (1, 1),
+    }
+
+
 def test_modes_and_quotas_stand_side_by_side(data, fake, tmp_path):
     made = runner.evaluate(
         settings(data, modes="tools,direct", sweep="4096,16384", limit=3), tmp_path / "out"

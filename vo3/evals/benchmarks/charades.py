@@ -52,5 +52,8 @@ CHARADES = Benchmark(
     scorer=Scorer("IoU of the answered temporal_segment", "1", plain_letter),
     kind="grounding",
     read=read,
-    notes=("R@IoU counts every question, mIoU of answered those whose answer names a window.",),
+    notes=(
+        "One turn without looks in every mode, as published.",
+        "R@IoU counts every question, mIoU of answered those whose answer names a window.",
+    ),
 )
