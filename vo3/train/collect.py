@@ -145,7 +145,9 @@ class Collector:
             raise CollectError(
                 f"{message}. Change the data or rl.mix, raise rl.draw_limit or rl.group, or set rl.when_short='train'"
             )
-        logging.warning("%s; the step goes on with them", message)
+        # Where nothing may be drawn again, every step is short; the log's `groups` says how short.
+        level = logging.WARNING if self._config.rl.draw_limit > 1 else logging.DEBUG
+        logging.log(level, "%s; the step goes on with them", message)
 
 
 class GroupRoller:
