@@ -172,14 +172,21 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _videos(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """The videos' number and one hash over all of theirs; each one's stands in the trajectories."""
-    hashes = {str(t.task.video): t.meta.get("video_hash") for t in trajectories}
-    known = sorted(h for h in hashes.values() if h)
+    """The videos' number, one hash over all of theirs, and each one's."""
+    found = {t.task.video: t.meta.get("video_hash") for t in trajectories}
+    known = sorted(h for h in found.values() if h)
     return {
-        "count": len(hashes),
-        "unread": sum(h is None for h in hashes.values()),
+        "count": len(found),
+        "unread": sum(h is None for h in found.values()),
         "hash": fingerprint.of_data(known),
+        "hashes": {video_key(video): digest for video, digest in found.items()},
     }
+
+
+def video_key(video: str | tuple[str, ...]) -> str:
+    """What a video is called on every machine: its file (of a list of frames the first one's) and the folder it lies in."""
+    first = video if isinstance(video, str) else next(iter(video), "")
+    return "/".join(first.replace("\\", "/").rstrip("/").split("/")[-2:])
 
 
 def _measured(trajectories: Sequence[Trajectory]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vo3.viewer.markup import Markup, join, tag
 from vo3.viewer.page import document
 
 LISTED = 100  # flipped questions shown in each direction, at most
+VIDEOS = 10  # videos of another content named, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> Comparison:
         for key in dict.fromkeys([*a, *b])
         if a.get(key) != b.get(key)
     )
+    differences += _videos(first, second)
     return Comparison(
         first, second, differences, len(common), gained, lost, mcnemar(len(lost), len(gained))
     )
@@ -89,13 +91,23 @@ def _movers(card: dict[str, Any]) -> dict[str, Any]:
             "scorer": card["scorer"],
             "questions": bench["questions"],
             "annotations": {file["name"]: file["sha256"] for file in bench["files"]},
-            "videos": card["videos"],
+            "videos": {k: v for k, v in card["videos"].items() if k != "hashes"},
             "shown": {k: v for k, v in card["shown"].items() if k.startswith("overview")},
             "failed": card["failures"]["count"],
             "vo3": card["vo3"],
             "environment": card["environment"],
         }
     )
+
+
+def _videos(first: dict[str, Any], second: dict[str, Any]) -> tuple[Difference, ...]:
+    """Videos that both cards have and that are not the same file, the first few by name."""
+    one, two = (card["videos"].get("hashes", {}) for card in (first, second))
+    other = [name for name in one if name in two and one[name] != two[name]]
+    told = [Difference(f"videos.{name}", one[name], two[name]) for name in other[:VIDEOS]]
+    if len(other) > VIDEOS:
+        told.append(Difference("videos, further ones that differ", len(other) - VIDEOS, None))
+    return tuple(told)
 
 
 def verdict(comparison: Comparison) -> str:

@@ -151,6 +151,23 @@ def test_a_comparison():
     assert "settings.crop_policy.overview_quota" in words
 
 
+def test_a_comparison_names_the_videos_that_are_not_the_same_file():
+    one, two = card(["B"]), card(["B"])
+    one["videos"]["hashes"] = {f"v/{i}.mp4": "a" for i in range(14)} | {"only/here.mp4": "x"}
+    two["videos"]["hashes"] = {f"v/{i}.mp4": "b" if i else "a" for i in range(14)}
+    names = [d.name for d in compare.compare(one, two).differences if d.name.startswith("videos")]
+    assert names == [*(f"videos.v/{i}.mp4" for i in range(1, 11)), "videos, further ones that differ"]  # fmt: skip
+    # A card without the list, as older ones, is compared by the one hash.
+    del one["videos"]["hashes"]
+    assert compare.compare(one, two).differences == ()
+
+
+def test_a_video_has_one_name_on_every_machine():
+    assert cards.video_key("/data/mmvu/videos/Law/4.mp4") == "Law/4.mp4"
+    assert cards.video_key(("/data/f/0001.jpg", "/data/f/0002.jpg")) == "f/0001.jpg"
+    assert cards.video_key("a.mp4") == "a.mp4"
+
+
 def test_cards_that_cannot_be_compared():
     one, other = card(["B"]), card(["B"], benchmark="videoholmes")
     with pytest.raises(cards.CardError, match="different benchmarks, mlvu and videoholmes"):
