@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
@@ -19,6 +20,9 @@ from pallas_kernels import schedule
 from pallas_kernels.schedule import Plan
 from pallas_kernels.splash import common
 from pallas_kernels.splash.common import LANES, LOG2E, NEG, Static
+
+# Query blocks up to this finish all heads together: every other pair of theirs is a last one.
+SMALL_BLOCK = 256
 
 
 def _kernel(
@@ -84,19 +88,45 @@ def _kernel(
     def _():
         poison = common.poison(word)
 
-        def finish(n, _):
+        def unseen(top, total):
+            """Rows that hold garbage of masked blocks. A row of NaN may pass through `max` unseen; it goes on."""
+            return (top <= NEG / 2) & (total == total)
+
+        def normalise(n):
+            """Writes a head's output; its running maximum and sum, the same in every lane."""
             top = top_ref[n]
-            # Rows that saw nothing hold garbage of masked blocks. A row of NaN may pass through `max` unseen; it goes on.
             total = jnp.sum(total_ref[n], axis=1, keepdims=True)
-            blind = (top <= NEG / 2) & (total == total)
-            total = jnp.where(blind, 1, total)
-            inverse = jnp.where(blind, 0, 1 / total) + poison
+            total = jnp.broadcast_to(total, top.shape)
+            blind = unseen(top, total)
+            inverse = jnp.where(blind, 0, 1 / jnp.where(blind, 1, total)) + poison
             c, g = common.split(n, groups)
             out_ref[c, g] = (acc_ref[n] * common.widen(inverse, dim)).astype(out_ref.dtype)
-            lse = jnp.where(blind, -jnp.inf, top * (1 / LOG2E) + jnp.log(total)) + poison
-            lse_ref[c, pl.ds(g, 1), :] = lse.T[:1, :]
+            return top, total
 
-        jax.lax.fori_loop(0, heads, finish, None)
+        def log_sum(top, total):
+            blind = unseen(top, total)
+            lse = top * (1 / LOG2E) + jnp.log(jnp.where(blind, 1, total))
+            return (jnp.where(blind, -jnp.inf, lse) + poison).T
+
+        if static.unroll and q_ref.shape[2] <= SMALL_BLOCK and heads <= LANES:
+            # Lane n takes head n: one logarithm and one transposition for all heads.
+            tops, totals = normalise(0)
+            lane = lax.broadcasted_iota(jnp.int32, tops.shape, 1)
+            for n in range(1, heads):
+                top, total = normalise(n)
+                tops = jnp.where(lane == n, top, tops)
+                totals = jnp.where(lane == n, total, totals)
+            lse = log_sum(tops, totals)
+            for n in range(heads):
+                c, g = common.split(n, groups)
+                lse_ref[c, pl.ds(g, 1), :] = lse[n : n + 1, :]
+        else:
+
+            def finish(n, _):
+                c, g = common.split(n, groups)
+                lse_ref[c, pl.ds(g, 1), :] = log_sum(*normalise(n))[:1, :]
+
+            lax.fori_loop(0, heads, finish, None)
 
 
 def forward(

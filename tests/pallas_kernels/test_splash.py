@@ -188,6 +188,24 @@ def test_rows_that_see_nothing(implementation, interpret):
         np.testing.assert_array_equal(got[name], 0)
 
 
+def test_small_blocks_finish_all_heads_together(interpret, monkeypatch):
+    """Blind rows, padding, NaN and several query heads of several kv heads in the code that unrolled small blocks take."""
+    unrolled = dict.fromkeys(("forward", "dkv", "dq"), tuning.KernelTuning(True))
+    monkeypatch.setattr(tpu, "_INTERPRET", dataclasses.replace(tpu._INTERPRET, **unrolled))
+    rng = np.random.default_rng(12)
+    vis = Visibility.windows([60, 0, 70, 100], 270)
+    args = inputs(rng, 1, 6, 3, 270, 270, 80)
+    run.clear_cache()
+    blocks = BlockSizes(128, 128)
+    got = run(*args, vis, vis, causal=False, implementation="splash", blocks=blocks)
+    compare(got, oracle(*args[:3], vis.dense(causal=False), 80**-0.5, *args[3:]))
+    q, *rest = args
+    bad = q.at[0, 4, 65, 3].set(np.nan)
+    got = run(bad, *rest, vis, vis, causal=False, implementation="splash", blocks=blocks)
+    np.testing.assert_array_equal(np.argwhere(np.isnan(got["lse"][0])), [[4, 65]])
+    assert np.isneginf(got["lse"][..., 230:]).all()
+
+
 @pytest.mark.parametrize("implementation", ["reference", "xla", "splash"])
 def test_a_nan_goes_on_and_is_not_taken_for_a_row_that_sees_nothing(implementation, interpret):
     vis = Visibility.packed([100, 20], 128)
