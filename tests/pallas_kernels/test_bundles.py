@@ -51,6 +51,7 @@ def test_cycles_of_a_program_are_those_of_its_entry():
         "ENTRY main {",
         estimate % 20,
         estimate % 3,
+        f"x = copy(y), {estimate % 100}",
         "}",
     ]
     assert bundles.entry_cycles("\n".join(lines)) == 23
