@@ -136,6 +136,12 @@ format: $(VENV)/.dev  ## let ruff rewrite the sources
 bench-attention: $(VENV)/.parity  ## the attention kernels beside their peers, one table
 	@$(BIN)/python -m benchmarks.attention
 
+.PHONY: bench-maxtext
+bench-maxtext: $(VENV)/.dev  ## our 7B step beside MaxText's, compiled for one slice (needs Python 3.12, 3 GB)
+	@[ -x .venv-maxtext/bin/python ] || $(PYTHON_312) -m venv .venv-maxtext
+	.venv-maxtext/bin/python $(PIP) 'maxtext[tpu]'
+	$(BIN)/python -m benchmarks.maxtext
+
 .PHONY: bench
 bench: $(VENV)/.parity  ## side-by-side measurements, one table
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
@@ -175,5 +181,5 @@ ablate: $(VENV)/.dev  ## the first ablation in the micro-world, one table
 
 .PHONY: clean
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-3.12 .venv-tfds .venv-beam .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.12 .venv-tfds .venv-beam .venv-maxtext .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
