@@ -56,6 +56,16 @@ def test_orbax_parameters_of_another_architecture(pairs, tmp_path):
         vo3.models.load(tmp_path / "ours")
 
 
+def test_a_hugging_face_directory_may_lie_in_a_bucket(tiny_hf_checkpoint, bucket):
+    model = vo3.models.load(tiny_hf_checkpoint)
+    model.save_hf("gs://bucket/exported")
+    assert "/bucket/exported/config.json" in bucket.store
+    again = vo3.models.load("gs://bucket/exported")
+    assert again.config == model.config
+    assert all((a == b).all() for a, b in zip(leaves(model), leaves(again), strict=True))
+    assert again.tokenizer.encode("look") == model.tokenizer.encode("look")
+
+
 # ---------------------------------------------------------------- settings
 
 
