@@ -1,12 +1,19 @@
-"""An engine that follows a script, and requests for it."""
+"""An engine that follows a script, servers around it, and requests for them.
+
+python serve_fakes.py ROOT: a server of the videos under ROOT in a process of its own; its address is the first line that it prints.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
+import sys
 import threading
 import time
 from typing import Any
 
+import uvicorn
 from rollout_fakes import CROP
 
 from vo3.chat.tags import parse_turn
@@ -14,12 +21,15 @@ from vo3.rollout import Rollout, RolloutPolicy, Sampling, events
 from vo3.rollout.errors import RolloutError
 from vo3.rollout.group import GroupRollout
 from vo3.rollout.group_counts import GroupCounts
+from vo3.serve.app import make_app
+from vo3.serve.commands import bind
+from vo3.serve.desk import Desk
+from vo3.serve.settings import Limits, Settings
+from vo3.serve.shelf import Shelf
 from vo3.trajectory import Trajectory, Turn
 from vo3.video import VideoError
 
-__all__ = ["CROP", "GREEDY", "WORLD", "ScriptedEngine", "ask", "data_url"]
-
-WORLD = 2031
+WORLD, SECONDS = 2031, 120
 GREEDY = Sampling()
 LOOK = '<think>I look closer.</think>\n<grounding>{"temporal_segment": [2, 6], "sampling_strategy": "fine"}</grounding>'
 ANSWER = "<think>It shows six, I am sure.</think>\n<answer> B </answer>"
@@ -128,3 +138,53 @@ def without(body: dict[str, Any], part: int) -> dict[str, Any]:
     message = dict(body["messages"][0])
     message["content"] = [p for n, p in enumerate(message["content"]) if n != part]
     return body | {"messages": [message]}
+
+
+def app(engine: ScriptedEngine, settings: Settings):
+    """The application around a scripted engine."""
+    limits = settings.limits
+    engine.slots = limits.slots
+    shelf = Shelf(CROP, timeout_s=limits.read_s, duration=limits.duration)
+    return make_app(Desk(engine, limits, shelf=shelf, sampling=GREEDY), settings)
+
+
+@contextlib.contextmanager
+def running(app):
+    """The application on a free port of loopback; gives its address."""
+    listener = bind("127.0.0.1", 0)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def main(root: str) -> None:
+    """Serves until it is killed."""
+    limits = Limits(
+        slots=4,
+        queue=16,
+        body=4e6,
+        upload=4e6,
+        uploads=16e6,
+        duration=3600,
+        request_s=60,
+        read_s=20,
+    )
+    settings = Settings("clueworld", roots=(os.path.realpath(root),), limits=limits)
+    with running(app(ScriptedEngine(), settings)) as url:
+        print(url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from vo3.rollout.sampler import Knobs, draw
 from vo3.video import VideoError
 
 POLICY = RolloutPolicy(max_length=4096, reserve=64, max_new_tokens=6)
+# The random model goes on for ever where nothing is drawn.
+LONG, GREEDY = dataclasses.replace(POLICY, max_new_tokens=200), Sampling()
 BUCKETS = GroupBuckets(tokens=(256,), patches=(64,), prefix=(2048,), suffix=(512,))
 
 
@@ -77,45 +78,44 @@ def test_each_draws_as_it_would_alone(engine, programs):
 def test_results_come_as_they_are_done(engine):
     """The first job is the longest; the others overtake it, and it is told of in between."""
     told = []
-    slow = job("s", policy=dataclasses.replace(POLICY, max_new_tokens=60), on_event=told.append)
+    slow = job("s", policy=LONG, sampling=GREEDY, on_event=told.append)
     quick = [job(name) for name in "abc"]
     order = [group.task.id for group in engine.serve([slow, *quick], video)]
-    assert sorted(order) == ["a", "b", "c", "s"] and order[-1] == "s"
+    assert sorted(order) == ["a", "b", "c", "s"] and order.index("s") >= 2
     assert [type(event) for event in told[:3]] == [
         events.TurnEnd,
         events.Observation,
         events.TurnEnd,
     ]
-    assert sum(isinstance(event, events.Token) for event in told) == 60
+    assert sum(isinstance(event, events.Token) for event in told) == 200
 
 
 def test_it_waits_for_jobs_that_are_still_to_come(engine):
-    inbox: queue.SimpleQueue = queue.SimpleQueue()
-    inbox.put(job("a"))
+    """The second job comes when the first is done; in between, and while the first runs, there is none."""
+    seen, asked = [], []
 
     def jobs():
-        yield None
-        while (item := inbox.get()) is not None:
-            yield item
+        yield job("a")
+        while not seen:
+            asked.append(None)
             yield None
+        yield job("b")
 
-    seen = []
     for group in engine.serve(jobs(), video):
         seen.append(group.task.id)
-        inbox.put(job("b") if seen == ["a"] else None)
-    assert seen == ["a", "b"]
+    assert seen == ["a", "b"] and len(asked) > 1
 
 
 def test_one_that_is_left_frees_its_slot_at_once(engine):
     """Both slots are taken by rollouts that would go on for long; the third is served as soon as one is left."""
     written = []
-    endless = dataclasses.replace(POLICY, max_new_tokens=400)
 
     def count(event):
         written.append(event)
 
     left = [
-        job(name, policy=endless, on_event=count, gone=lambda: len(written) > 20) for name in "xy"
+        job(name, policy=LONG, sampling=GREEDY, on_event=count, gone=lambda: len(written) > 20)
+        for name in "xy"
     ]
     got = list(engine.serve([*left, job("a")], video))
     assert {group.task.id for group in got} == {"x", "y", "a"}
