@@ -211,6 +211,8 @@ def memory_rows(rows: int) -> Iterator[Row]:
         def report(progress: engine.Progress) -> None:
             if progress.done % max(rows // 100, 1) == 0:
                 levels.append(me.memory_info().rss / MB)
+            if progress.done % max(rows // 10, 1) == 0:
+                print(f"{progress.done:,} rows, {levels[-1]:.0f} MB", file=sys.stderr)
 
         await engine.run(store, context, fingerprint=run, under_way=config.under_way, report=report)
         context.caller.cache.close()
