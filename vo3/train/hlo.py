@@ -35,6 +35,8 @@ _CALLEE = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _KNOWN_TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
 _OPERAND = re.compile(r"%([\w.\-]+)")
+# What the TPU compiler makes of a collective between slices: a transfer through the hosts.
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
@@ -241,7 +243,12 @@ def collectives(program: Program, *, devices: int, slices: int = 1) -> list[Coll
         times = program.counts.get(name, 0.0)
         for i in instructions:
             kind = i.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES or not times:
+            transfer = _TRANSFER.search(i.text) if kind == "send" else None
+            if transfer and times:
+                kind, sent = _through_hosts(i, transfer.group(1), slices)
+                sums[kind, True][0] += times
+                sums[kind, True][1] += times * sent
+            if kind not in COLLECTIVES or transfer or not times:
                 continue
             groups = replica_groups(i.text, devices)
             n = max(map(len, groups))
@@ -255,6 +262,14 @@ def collectives(program: Program, *, devices: int, slices: int = 1) -> list[Coll
             sums[key][1] += times * sent
     found = [Collective(kind, between, *both) for (kind, between), both in sums.items()]
     return sorted(found, key=lambda c: -c.bytes)
+
+
+def _through_hosts(i: Instruction, transfer: str, slices: int) -> tuple[str, float]:
+    """Kind and bytes of a collective between slices, each of which sends its part of the array: i is the send."""
+    kind = transfer.lower().replace("_", "-")
+    kind = kind if kind in COLLECTIVES else "collective-permute"
+    part = i.shapes[0].bytes
+    return kind, part * (slices if kind == "all-gather" else 1) * _factor(kind, slices)
 
 
 def _payload(i: Instruction, kind: str, n: int) -> float:

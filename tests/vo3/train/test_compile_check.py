@@ -301,6 +301,26 @@ def test_slices_are_joined_by_the_slow_axis():
     assert [d.slice_index for d in mesh.devices.flat] == [0] * 4 + [1] * 4
 
 
+@needs_libtpu
+@pytest.mark.usefixtures("no_compilation_cache")
+def test_gradients_between_slices_are_counted():
+    """Data parallel over two slices: the gradient of a [1024, 2048] matrix, a quarter a chip, is reduced between them."""
+    devices = cc.topologies.get_topology_desc(
+        platform="tpu", topology_name="v5e:2x2", num_slices=2
+    ).devices
+    mesh = Mesh(np.array(devices).reshape(2, 4), ("dcn_data", "fsdp"))
+    place = lambda shape, *axes: jax.ShapeDtypeStruct(
+        shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))
+    )
+    weight, x = place((1024, 2048), "fsdp"), place((64, 1024), ("dcn_data", "fsdp"))
+    gradient = jax.grad(lambda w, x: (jnp.tanh(x @ w) ** 2).sum())
+    lowered = jax.jit(gradient, out_shardings=weight.sharding).lower(weight, x)
+    _, text = cc.compile_lowered(lowered, None)
+    found = hlo.collectives(hlo.parse(text), devices=8, slices=2)
+    between = [(c.kind, c.bytes) for c in found if c.between_slices]
+    assert between == [("all-reduce", 1024 * 2048 * 4 / 4)]
+
+
 def test_every_chip_that_kernels_know_has_its_peaks():
     from pallas_kernels import tuning
 

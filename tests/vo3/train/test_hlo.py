@@ -83,6 +83,27 @@ def test_what_crosses_slices_is_told_apart():
     }
 
 
+SEND = (
+    "  %send = (f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}, token[]) send(%b, %t), channel_id=2, is_host_transfer=true, "
+    'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="KIND"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "share"),
+    [("ALL_REDUCE", "all-reduce", 2 / 2), ("ALL_GATHER", "all-gather", 2 / 2),
+     ("REDUCE_SCATTER", "reduce-scatter", 1 / 2), ("ONE_TO_ONE", "collective-permute", 1)],
+)  # fmt: skip
+def test_collectives_between_slices_go_through_the_hosts(written, kind, share):
+    """The TPU compiler writes them as sends and receives; a pair counts once."""
+    line = SEND.replace("KIND", written)
+    pair = line + line.replace("%send", "%recv").replace(" send(", " recv(")
+    found = by_kind(hlo.parse(TEXT.replace("  ROOT %result", f"{pair}  ROOT %result")), slices=2)
+    before = by_kind(hlo.parse(TEXT), slices=2).get((kind, True))
+    added = found[kind, True].bytes - (before.bytes if before else 0)
+    assert added == 8 * 128 * 4 * share
+
+
 def test_a_reduction_that_keeps_a_slice_is_a_scatter():
     fused = TEXT.replace("%body", "%all-reduce-scatter.1").replace(
         "collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}",
