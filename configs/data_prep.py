@@ -92,6 +92,7 @@ def get_config(model: str = "clueworld") -> ml_collections.ConfigDict:
             "cache": "",  # WORKDIR/replies.sqlite; *.sqlite, or a folder (gs:// too) shared by many machines
             "engine": "local",  # or beam
             "under_way": 128,  # records at once
-            "beam": {"args": (), "batch": 32},  # flags of the runner
+            # Flags of the runner; where triplets and records pass between here and the workers: WORKDIR/beam, or gs:// on a cluster.
+            "beam": {"args": (), "batch": 32, "folder": ""},
         }
     )

@@ -2,6 +2,9 @@
 
     --config.engine=beam --config.beam.args='("--direct_num_workers=2", "--direct_running_mode=multi_processing")'
 
+    --config.engine=beam --config.beam.folder=gs://BUCKET/beam --config.cache=gs://BUCKET/replies --config.videos=gs://BUCKET/videos \
+        --config.beam.args='("--runner=DataflowRunner", ...)'
+
 Each stage is a transform of its own: records with a rejection pass through untouched. Replies come from the shared reply cache
 (`config.cache`: a SQLite file on one machine, a folder on an object store for many), so that a bundle that a runner repeats pays
 for nothing twice; records are written by key, so that it doubles nothing either. Batches of records share an event loop, so that
@@ -131,7 +134,7 @@ def run(
     """
     workdir = epath.Path(workdir)
     store = Store(workdir)
-    folder = workdir / "beam" / uuid.uuid4().hex
+    folder = configs.exchange(config, workdir) / uuid.uuid4().hex
     try:
         admitted, done, _ = store.counts()
         triplets = folder / "triplets.jsonl"
@@ -141,6 +144,7 @@ def run(
                 out.write(json.dumps(triplet.to_json(), ensure_ascii=False) + "\n")
         _pipeline(config, workdir, folder, fingerprint)
         context = configs.context(config, workdir)
+        context.caller.cache.close()  # rows are put together here; nothing is asked
         progress = Progress(total=admitted, done=done)
         for batch in _batches(_lines(folder), 256):
             finished = [_finished(text, context) for text in batch]

@@ -126,6 +126,25 @@ def crop_policy(name: str) -> CropPolicy:
     return CropPolicy(recipe=name)
 
 
+def exchange(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
+    """The folder through which triplets and records pass between this machine and Beam's workers.
+
+    Raises:
+      ConfigError: it is on an object store, for workers elsewhere, and the reply cache or the videos are not.
+    """
+    folder = config.beam.folder
+    if "://" not in folder:
+        return epath.Path(folder) if folder else epath.Path(workdir) / "beam"
+    for key, value in (("cache", config.cache), ("videos", config.videos)):
+        oracle = key == "videos" and config.model.backend == "clueworld-oracle"
+        if "://" not in value and not oracle:
+            raise ConfigError(
+                f"config.beam.folder is {folder!r}, for workers on other machines, which cannot see config.{key}={value!r}; "
+                "give a folder on an object store"
+            )
+    return epath.Path(folder)
+
+
 def admission(config: ml_collections.ConfigDict) -> AdmissionSettings:
     """What is turned away."""
     return struct(AdmissionSettings, config.admission, "admission")

@@ -63,6 +63,11 @@ def synthesize(
 async def _synthesize(
     config: ml_collections.ConfigDict, workdir: epath.Path, store: Store, bar: bool
 ) -> Outcome:
+    # Before anything is paid for.
+    if config.engine not in ("local", "beam"):
+        raise configs.ConfigError(f"config.engine is {config.engine!r}; local or beam")
+    if config.engine == "beam":
+        configs.exchange(config, workdir)
     context = configs.context(config, workdir)
     try:
         run = pipeline.fingerprint(context)
@@ -73,13 +78,11 @@ async def _synthesize(
 
             # Workers of the direct runner may share this process, and have event loops of their own: another thread.
             progress = await asyncio.to_thread(beam_engine.run, config, workdir, fingerprint=run)
-        elif config.engine == "local":
+        else:
             with _bar(bar) as report:
                 progress = await engine.run(
                     store, context, fingerprint=run, under_way=config.under_way, report=report
                 )
-        else:
-            raise configs.ConfigError(f"config.engine is {config.engine!r}; local or beam")
     finally:
         await context.caller.client.close()
         context.caller.cache.close()

@@ -19,8 +19,10 @@ def pair(tmp_path, args: tuple[str, ...]):
         config.oracle.faults.audio = 0.2
         config.engine = engine
         config.beam.args, config.beam.batch = args, 4
+        config.beam.folder = str(tmp_path / "exchange")
         outcome = synthesize(config, tmp_path / engine)
         assert outcome.progress.done == 12
+        assert not list((tmp_path / "exchange").glob("*"))  # what passed through is gone
         names = ("trajectories.jsonl", "rl.jsonl", "rejected.jsonl")
         made[engine] = [(tmp_path / engine / name).read_bytes() for name in names]
     return made

@@ -259,6 +259,17 @@ def test_configs_that_cannot_run_are_refused(tmp_path, key, value, message):
         synthesize(config, tmp_path)
 
 
+def test_workers_on_other_machines_need_everything_where_they_can_see_it(tmp_path):
+    config = get_config("openai")
+    assert configs.exchange(config, tmp_path) == tmp_path / "beam"
+    config.beam.folder = "gs://b/beam"
+    for key in ("cache", "videos"):
+        with pytest.raises(configs.ConfigError, match=rf"config\.{key}"):
+            configs.exchange(config, tmp_path)
+        config[key] = f"gs://b/{key}"
+    assert str(configs.exchange(config, tmp_path)) == "gs://b/beam"
+
+
 def test_an_unknown_setting_names_the_nearest():
     with pytest.raises(configs.ConfigError, match="did you mean 'votes'"):
         configs.struct(type(configs.StageSettings().verify), {"vote": 3}, "stages.verify")
