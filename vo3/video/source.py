@@ -16,12 +16,19 @@ from etils import epath
 from vo3.video.deadline import Deadline
 from vo3.video.errors import VideoError
 
-# FFmpeg may open nothing but the file it is given: a playlist in a video's clothes must not fetch other files or URLs.
-_OPTIONS = {"protocol_whitelist": "file"}
 # How lists of other files begin; they are refused before FFmpeg opens what they name.
 _LISTS = (b"ffconcat", b"#EXTM3U", b"<?xml", b"<MPD")
-# Demuxers that take text or such lists for a video.
-_NOT_VIDEOS = frozenset({"tty", "hls", "concat", "dash", "image2", "lavfi", "vapoursynth"})
+# Demuxers that take text for a video, or open other files and addresses than the one they are given.
+_NOT_VIDEOS = frozenset(
+    ("tty", "hls", "concat", "dash", "webm_dash_manifest", "imf", "image2", "vobsub", "lavfi", "vapoursynth", "avisynth", "sdp",
+     "rtp", "rtsp", "sap")
+)  # fmt: skip
+# FFmpeg may open nothing but the file it is given: a playlist in a video's clothes must not fetch other files or URLs. The list of
+# formats is looked at before a demuxer reads anything.
+_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(sorted(av.formats_available - _NOT_VIDEOS)),
+}
 _LOCAL_BUFFER = 1 << 16
 _REMOTE_BUFFER = 1 << 20  # one range request; small reads would pay a round trip each
 
