@@ -30,10 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     rl.checkpoint.export_hf = False
     rl.log.every = 1
     rl.rl.trajectories_every = 0
-    rl.rl.shapes = ((1024, 1024, 512), (4096, 4096, 2048))
     rl.rl.rollout.max_new_tokens = 96
-    rl.rl.rollout.max_length = 640
-    rl.rl.buckets.update({"suffix": (256, 640)})
     rl.rl.clueworld.update(
         {"scale": "micro", "worlds": 64, "shortest": 60, "longest": 90, "options_share": 0.0}
     )
