@@ -80,7 +80,9 @@ class SeenQuestions:
 
     def find(self, scope: str, text: str) -> str | None:
         """The name of an earlier text that this one repeats; None when it is new."""
-        sig = signature(text)
+        return self._find(scope, signature(text))
+
+    def _find(self, scope: str, sig: np.ndarray) -> str | None:
         bands = _bands(sig)
         marks = ",".join("?" * len(bands))
         query = f"SELECT name, signature FROM bands WHERE scope = ? AND band IN ({marks})"
@@ -91,9 +93,9 @@ class SeenQuestions:
 
     def add(self, scope: str, name: str, text: str) -> str | None:
         """As `find`; a new text is kept under `name`."""
-        if (earlier := self.find(scope, text)) is not None:
-            return earlier
         sig = signature(text)
+        if (earlier := self._find(scope, sig)) is not None:
+            return earlier
         rows = [(scope, band, name, sig.tobytes()) for band in _bands(sig)]
         self._db.executemany("INSERT INTO bands VALUES (?, ?, ?, ?)", rows)
         return None
