@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from vo3.evals import card_page, cards, plot
+from vo3.evals import card_page, cards, plot, published
 from vo3.evals.journal import write_atomically
 from vo3.viewer.markup import Markup, tag
 from vo3.viewer.page import document
@@ -45,12 +45,40 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _comparable(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Benchmark -> the card that stands beside its published figures: the agent's where there is one, at the largest quota."""
+    order = lambda card: (card["mode"] == "tools", card["quota"])
+    chosen = sorted((card for card in found if card["published"]), key=order)
+    chosen = {card["benchmark"]["name"]: card for card in chosen}
+    return dict(sorted(chosen.items()))
+
+
+def published_table(found: Sequence[dict[str, Any]]) -> str:
+    """The published rows on the benchmarks of the cards as a Markdown table, this run's row last; empty where there are none."""
+    ours = _comparable(found)
+    if not ours:
+        return ""
+    cell = lambda value: "-" if value is None else f"{value:.1f}"
+    titles = [card["benchmark"]["title"] for card in ours.values()]
+    lines = [f"| published, 7B | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for model, values in published.rows(ours):
+        lines.append(f"| {model} | {' | '.join(map(cell, values))} |")
+    own = [cell(card["score"]["value"]) + _part(card) for card in ours.values()]
+    lines.append(f"| **this** | {' | '.join(own)} |")
+    return "\n".join(lines)
+
+
+def _part(card: dict[str, Any]) -> str:
+    return " (part)" if card["benchmark"]["partial"] else ""
+
+
 def write(workdir: epath.PathLike) -> None:
     """Writes summary.md and index.html over the cards that are there; nothing where there is none."""
     workdir = epath.Path(workdir)
     found = load_all(workdir)
     if found:
-        write_atomically(workdir / MARKDOWN, table(found) + "\n")
+        tables = [table(found), published_table(found)]
+        write_atomically(workdir / MARKDOWN, "\n\n".join(filter(None, tables)) + "\n")
         write_atomically(workdir / HTML, page(found))
 
 
@@ -71,15 +99,36 @@ def page(found: Sequence[dict[str, Any]]) -> str:
             class_="verdict",
         ),
     )
-    sections = [_section(cards_) for cards_ in by_name.values()]
+    sections = [*(_section(cards_) for cards_ in by_name.values()), _published(found)]
     main = tag("main", tag("style", Markup(card_page.css())), header, sections, class_="card")
     return document("Evaluation", main, script=False)
 
 
+def _published(found: Sequence[dict[str, Any]]) -> Markup | None:
+    """The published rows on the benchmarks of the cards, this run's last."""
+    ours = _comparable(found)
+    if not ours:
+        return None
+    cell = lambda value: tag("td", "\u2013" if value is None else f"{value:.1f}")
+    head = ["", *(card["benchmark"]["title"] for card in ours.values())]
+    lines = [tag("tr", [tag("th", title, scope="col") for title in head], class_="group")]
+    for model, values in published.rows(ours):
+        lines.append(tag("tr", tag("th", model, scope="row"), map(cell, values)))
+    own = [tag("td", card_page.percent(card["score"]) + _part(card)) for card in ours.values()]
+    lines.append(tag("tr", tag("th", "this result", scope="row"), own, class_="this"))
+    source = next(iter(ours.values()))["published"]["source"]
+    return tag(
+        "section",
+        tag("h2", "Published figures"),
+        tag("p", f"7B models; {source}.", class_="spoken"),
+        tag("table", tag("tbody", lines), class_="figures"),
+    )
+
+
 def _section(found: Sequence[dict[str, Any]]) -> Markup:
     bench = found[0]["benchmark"]
-    published = found[0]["published"]
-    theirs = published["models"].get(card_page.OURS) if published else None
+    row = found[0]["published"]
+    theirs = row["models"].get(card_page.OURS) if row else None
     line = [] if theirs is None else [{"value": theirs, "low": theirs, "high": theirs}]
     scale = card_page.Scale.over([*(card["score"] for card in found), *line])
     head = ("", found[0]["score"]["metric"], "95 %", "visual tokens", "s a question")

@@ -187,6 +187,32 @@ def test_the_table_over_cards():
     assert "M-Avg against visual tokens a question" in words
 
 
+def test_the_published_rows_stand_in_the_report(tmp_path):
+    made = [
+        card(["B", "A"], mode="direct", quota=64),
+        card(["B", "B"]),
+        card(["B", "B"], benchmark="videoholmes"),
+    ]
+    lines = report.published_table(made).splitlines()
+    assert lines[0] == "| published, 7B | MLVU | Video-Holmes |"
+    assert "| LongVT | - | - |" not in lines and "| Qwen2.5-VL | 70.2 | 34.7 |" in lines
+    assert "| Video-MTR | 59.7 | - |" in lines and "| Video-o3 (SFT+RL) | 72.1 | 46.5 |" in lines
+    # The agent's figure, not another mode's.
+    assert lines[-1] == "| **this** | 100.0 (part) | 100.0 (part) |"
+    for number, one in enumerate(made):
+        cards.write(one, tmp_path / one["benchmark"]["name"] / str(number))
+    report.write(tmp_path)
+    assert (tmp_path / report.MARKDOWN).read_text().endswith("\n".join(lines) + "\n")
+    words = " ".join(Balanced((tmp_path / report.HTML).read_text()).words)
+    assert "Published figures 7B models;" in words and "Video-MTR 59.7" in words
+    # On each card too, and how the model called its tool.
+    for text in (
+        cards.card_page.markdown(made[1]),
+        " ".join(Balanced(cards.card_page.page(made[1])).words),
+    ):
+        assert "Video-o3 (SFT+RL)" in text and "dialect" in text and "video-o3" in text
+
+
 @given(st.floats(1, 1e6), st.floats(1.3, 1e4))
 def test_ticks_lie_inside_and_are_few(low, ratio):
     found = plot.ticks(low, low * ratio)
