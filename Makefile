@@ -117,6 +117,20 @@ lmms-eval: .venv-lmms-eval/.ready
 	$(@D)/bin/python $(PIP) --no-deps lmms-eval==0.7.3
 	mv $@.new $@
 
+# VLMEvalKit itself is on no package index: give a checkout. Its modules import torchvision's operators, hence torch as torchvision wants it.
+.PHONY: vlmevalkit
+vlmevalkit: .venv-vlmevalkit/.ready
+.venv-vlmevalkit/.ready: setup.py
+	[ -x $(@D)/bin/python ] || $(PYTHON) -m venv $(@D)
+	touch $@.new
+	$(@D)/bin/python $(PIP) -e . torch torchvision accelerate datasets pandas matplotlib openpyxl xlsxwriter requests tqdm python-dotenv tabulate \
+	  termcolor validators sty portalocker timeout-decorator json_repair openai nltk scikit-learn scipy scikit-image opencv-python-headless decord \
+	  imageio sympy rouge rouge_score editdistance levenshtein einops tiktoken qwen-vl-utils jieba math_verify pylatexenc num2words apted \
+	  beautifulsoup4 zss geopy colormath lxml unidecode nest_asyncio fuzzysearch ftfy distance pronouncing sacrebleu 'setuptools<80'
+	$(@D)/bin/python $(PIP) --no-deps timm evaluate torchmetrics lightning-utilities lpips ipdb cairosvg playwright matplotlib-venn squarify \
+	  openai-clip pycocoevalcap
+	mv $@.new $@
+
 .PHONY: soak
 soak: $(VENV)/.parity apt  ## what takes longer than the test suite may: kill tests, fuzzing, load, every chip
 	$(BIN)/python -m pytest -m soak -n 0
