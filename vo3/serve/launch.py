@@ -36,7 +36,10 @@ def run(args: argparse.Namespace, listener: socket.socket) -> int:
         warn(f"anybody who reaches {host} may ask: no key is set; set VO3_API_KEY or --key-file")
     shown = f"[{host}]" if ":" in host else host
     warn(f"{settings.model} on http://{shown}:{port}")
-    app = make_app(desk_of(engine, settings, own_crop(model), args.temperature), settings)
+    app = make_app(
+        desk_of(engine, settings, own_crop(model, engine.policy.dialect), args.temperature),
+        settings,
+    )
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False,
         h11_max_incomplete_event_size=65536,
@@ -86,6 +89,8 @@ def load(args: argparse.Namespace) -> Any:
     import vo3.models
 
     options = {} if args.mesh is None else {"mesh": mesh_of(args.mesh)}
+    if args.quantize:
+        options["quantize"] = args.quantize
     return vo3.models.load(args.checkpoint, dtype=args.dtype, **options)
 
 
@@ -121,7 +126,8 @@ def engine_of(model: Any, args: argparse.Namespace, limits: Limits) -> GroupEngi
     given = {"max_turns": args.max_turns, "max_new_tokens": args.max_new_tokens}
     try:
         policy = RolloutPolicy(
-            dialect=own_dialect(model), **{k: v for k, v in given.items() if v is not None}
+            dialect=args.dialect or own_dialect(model),
+            **{k: v for k, v in given.items() if v is not None},
         )
         return GroupEngine(
             model,
