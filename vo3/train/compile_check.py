@@ -45,6 +45,7 @@ from vo3.train import config as config_lib
 from vo3.train.batch import RowBatch
 from vo3.train.chips import GIB, Chip, Topology
 from vo3.train.config import ConfigError
+from vo3.train.features import spec_of
 from vo3.train.state import Trainable, architecture, trainable
 from vo3.train.step import Programs
 
@@ -199,7 +200,7 @@ def abstract_batch(run: Trainable, shapes: Shapes) -> RowBatch:
         inverse=ints(b, p // unit),
         count=ints(b),
     )
-    width = run.model.text.hidden_size
+    kept = spec_of(run.model.vision, run.config.dtype)
     batch = RowBatch(
         ids=ints(b, length),
         positions=ints(b, 3, length),
@@ -208,7 +209,7 @@ def abstract_batch(run: Trainable, shapes: Shapes) -> RowBatch:
         feature_index=ints(b, length),
         patches=None if cached else of((b, p, run.model.vision.patch_dim), np.uint8),
         vision=None if cached else vision,
-        features=of((b, p // unit, width), jax.numpy.dtype(run.config.dtype)) if cached else None,
+        features=of((b, p // unit, kept.width), jax.numpy.dtype(kept.dtype)) if cached else None,
     )
     where = sharding.batch_shardings(run.mesh, batch)
     return jax.tree.map(lambda x, s: of(x.shape, x.dtype, sharding=s), batch, where)

@@ -239,6 +239,17 @@ SMALL = Qwen2_5_VLConfig.tiny(
 )
 
 
+def test_a_step_on_kept_features_can_be_traced():
+    """What a feature cache keeps is the tower's output before its merger."""
+    changes = {"data.feature_cache": "kept", "data.tokens_per_row": 128, "loss.chunk": 128}
+    resolved = c.resolve(config(**changes), devices=1, steps_per_epoch=10, needs_data=False)
+    mesh = cc.sharding.make_mesh(resolved, jax.devices()[:1])
+    run = cc.trainable(resolved, mesh, model=SMALL)
+    batch = cc.abstract_batch(run, cc.Shapes(1, 128, 64))
+    assert batch.patches is None and batch.features.shape == (1, 16, 4 * 64)
+    cc.Programs(run).update.trace(run.state, run.part(frozen=True), batch)
+
+
 @needs_libtpu
 @pytest.mark.usefixtures("no_compilation_cache")
 def test_a_small_step_compiles_and_adds_up(monkeypatch):
