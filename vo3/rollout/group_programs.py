@@ -15,6 +15,7 @@ Those that draw come once per sampling method.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -163,9 +164,15 @@ class GroupPrograms:
 
     def empty(self, prefix: int, suffix: int, features: int) -> GroupState:
         """Unwritten caches of these capacities, room for `features` features a shard, and nothing drawn."""
-        return self._places.empty(
+        state = self._places.empty(
             self.config.text, self.leaves, prefix, suffix, features, self.dtype
         )
+        if self._places.mesh is None:
+            # Committed to the weights' device, as what the programs give is: else each would be compiled once more for it.
+            where = jax.tree.leaves(self._weights.leaves)[0].sharding
+            for field in dataclasses.fields(state):
+                setattr(state, field.name, jax.device_put(getattr(state, field.name), where))
+        return state
 
     def resize(self, cache, capacity: int):
         """A copy of a prefix or suffix cache with `capacity` slots."""
