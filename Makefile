@@ -113,7 +113,7 @@ lmms-eval: .venv-lmms-eval/.ready
 	[ -x $(@D)/bin/python ] || $(PYTHON) -m venv $(@D)
 	touch $@.new
 	$(@D)/bin/python $(PIP) -e . torch==2.13.0 accelerate datasets evaluate httpx jsonlines pytablewriter sacrebleu scikit-learn \
-	  loguru tenacity tiktoken pydantic python-dotenv openai nltk pyarrow opencv-python-headless tqdm-multiprocess sympy latex2sympy2 decord
+	  loguru tenacity tiktoken pydantic python-dotenv openai nltk pyarrow opencv-python-headless tqdm-multiprocess sympy latex2sympy2 decord 'filelock<3.30'
 	$(@D)/bin/python $(PIP) --no-deps lmms-eval==0.7.3
 	mv $@.new $@
 
