@@ -78,7 +78,8 @@ def _parts(chip: str, kernel: str, heads: int, options: dict, *, behind: int = 0
     """
     compiled = bundles.measure(TOPOLOGIES[chip], f"{CASES}:{kernel}", **options)
     found = compiled.kernel("visibility_splash")
-    end = len(found.sections) - behind
+    # Not every chip's compiler guards what is behind.
+    end = max(4, len(found.sections) - behind)
     init, full, partial, finish = found.sections[end - 4 : end]
     copies = sum(s.bundles for s in (*found.sections[: end - 4], *found.sections[end:]))
     return Parts(
