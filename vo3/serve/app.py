@@ -83,6 +83,7 @@ class Server:
         self.metrics = Metrics(desk)
         self._began = int(time.time())
         self._uploading = 0
+        self._held = 0.0  # bytes of requests under way
 
     async def page(self, _: Request) -> Response:
         """The page for people."""
@@ -158,9 +159,8 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         """Answers a question, in one piece or as a stream."""
-        arrived = time.monotonic()
-        ticket = await self._take(request)
-        call = Call(self, request, ticket, arrived + self.limits.request_s)
+        ticket, size = await self._take(request)
+        call = Call(self, request, ticket, size)
         try:
             if ticket.ask.stream:
                 return await call.stream()
@@ -169,27 +169,52 @@ class Server:
             call.close()
             raise
 
-    async def _take(self, request: Request) -> Ticket:
-        """Reads the request and puts it into the queue."""
+    async def _take(self, request: Request) -> tuple[Ticket, float]:
+        """Reads the request and puts it into the queue; gives the bytes that it holds too."""
+        arrived, limits = time.monotonic(), self.limits
+        size = min(body.declared(request, limits.body), limits.body)
         self.desk.reserve()
         try:
-            limits = self.limits
+            self._hold(size)
+        except ApiError:
+            self.desk.release()
+            raise
+        try:
             raw = await body.read_json(request, limit=limits.body, timeout_s=limits.read_s)
             ask = await asyncio.to_thread(read, raw, self.settings, self.uploads)
         except BaseException:
             self.desk.release()
+            self.let_go(size)
             raise
         name = request.state.id.replace("req-", "chatcmpl-")
-        ticket = Ticket(name, ask, events=ask.stream)
+        ticket = Ticket(name, ask, events=ask.stream, arrived=arrived)
         self.desk.submit(ticket)
-        return ticket
+        return ticket, size
+
+    def _hold(self, size: float) -> None:
+        """Makes room in memory for a request.
+
+        Raises:
+          ApiError: 429 where there is none.
+        """
+        # The first may always come, however large.
+        if self._held and self._held + size > self.limits.bodies:
+            raise ApiError(429, "requests_busy", "too many large requests are under way; upload videos with POST /v1/files, or ask again in 5 s", headers={"Retry-After": "5"})  # fmt: skip
+        self._held += size
+
+    def let_go(self, size: float) -> None:
+        """A request is done with."""
+        self._held -= size
 
 
 class Call:
     """One question on its way back to its client."""
 
-    def __init__(self, server: Server, request: Request, ticket: Ticket, deadline: float):
-        self._server, self._ticket, self._deadline = server, ticket, deadline
+    def __init__(self, server: Server, request: Request, ticket: Ticket, size: float):
+        """The question of a ticket; `size`: bytes that its request holds."""
+        self._server, self._ticket, self._size = server, ticket, size
+        self._deadline = ticket.arrived + server.limits.request_s
+        self._closed = False
         self._ask: Ask = ticket.ask
         self._reply = Reply(
             ticket.id, server.settings.model, ticket.ask, dialect=server.desk.engine.policy.dialect
@@ -203,14 +228,18 @@ class Call:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self._server.metrics.left.inc()
-        self._ticket.leave()
         self._ticket.put(ApiError(499, "client_left", "the client left"))
+        self.close()  # a stream that has not begun has nobody else who would
 
     def close(self) -> None:
-        """The question is done with, however it ended."""
+        """The question is done with, however it ended; may be called again."""
+        if self._closed:
+            return
+        self._closed = True
         self._watch.cancel()
         self._ticket.leave()
         self._ask.video.close()
+        self._server.let_go(self._size)
         self._server.metrics.seconds.observe(time.monotonic() - self._ticket.arrived)
         if self._ticket.began is not None:
             self._server.metrics.queued.observe(self._ticket.began - self._ticket.arrived)

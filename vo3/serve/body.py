@@ -48,6 +48,12 @@ async def read_form(request: Request, *, limit: float, timeout_s: float) -> Form
         raise invalid(f"the form cannot be read ({type(error).__name__}); send multipart/form-data with a boundary") from None  # fmt: skip
 
 
+def declared(request: Request, otherwise: float) -> float:
+    """Bytes of the body as its header has them; `otherwise` where it does not tell."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() and len(length) < 20 else otherwise
+
+
 def _expect(request: Request, kind: str) -> None:
     """Another type is refused: a page of somebody else's could send it without asking."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -58,8 +64,7 @@ def _expect(request: Request, kind: str) -> None:
 async def _limited(
     request: Request, limit: float, what: str, remedy: str, timeout_s: float
 ) -> AsyncIterator[bytes]:
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared(request, 0) > limit:
         raise too_large(what, limit, remedy)
     size = 0
     stream = request.stream()

@@ -37,10 +37,9 @@ class Ticket:
       spoke: whether its first token has come.
     """
 
-    def __init__(self, name: str, ask: Ask, *, events: bool):
+    def __init__(self, name: str, ask: Ask, *, events: bool, arrived: float):
         """A ticket of the running event loop; `events`: whether every event is wanted, not the end alone."""
-        self.id, self.ask = name, ask
-        self.arrived = time.monotonic()
+        self.id, self.ask, self.arrived = name, ask, arrived
         self.began: float | None = None
         self.spoke = False
         self._wanted = events

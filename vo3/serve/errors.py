@@ -64,4 +64,5 @@ def shown(value: Any, most: int = 60) -> str:
     text = str(value)
     if text.startswith("data:"):
         text = text.partition(",")[0] + ",..."
+    text = "".join(letter if letter.isprintable() else " " for letter in text[: most + 1])
     return text if len(text) <= most else text[: most - 3] + "..."

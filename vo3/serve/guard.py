@@ -84,7 +84,10 @@ class Guard:
           ApiError: 401 or 403.
         """
         host = request.headers.get("host", "")
-        name = request.url.hostname or ""
+        try:
+            name = request.url.hostname or ""
+        except ValueError:
+            name = host
         if self._names is not None and name not in self._names:
             # Somebody's page may make its own name lead here; without a key the name is all that tells it apart.
             raise ApiError(403, "wrong_host", f"this server is not called {name[:60]!r}; use localhost, or start it with a key")  # fmt: skip

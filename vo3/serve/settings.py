@@ -15,7 +15,7 @@ class Limits:
     """Attributes:
     slots: questions answered at a time.
     queue: questions that wait for a slot; more are told to come back later.
-    body: bytes of a request's JSON.
+    body: bytes of a request's JSON; bodies: of all that are under way.
     upload: bytes of one uploaded or fetched video; uploads: of all that are kept.
     duration: seconds of a video.
     request_s: seconds from a request's arrival to its last byte.
@@ -26,6 +26,7 @@ class Limits:
     slots: int = 4
     queue: int = 64
     body: float = 64 * MIB
+    bodies: float = 512 * MIB
     upload: float = 1024 * MIB
     uploads: float = 4096 * MIB
     duration: float = 4 * 3600.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import time
 
@@ -311,6 +312,23 @@ def test_too_large(serve):
     assert got.status_code == 413
 
 
+def test_large_requests_take_turns(serve):
+    """What all requests hold is bounded, however many may wait; what one held is free again when it is done."""
+    engine = ScriptedEngine()
+    engine.hold.set()
+    url = serve(engine, limits={"slots": 2, "queue": 10, "bodies": 10_000})
+    large = ask(text="x" * 8000)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        first = threads.submit(httpx.post, url + PATH, json=large)
+        wait_for(lambda: len(engine.jobs) == 1)
+        got = httpx.post(url + PATH, json=large)
+        assert (got.status_code, got.json()["error"]["code"]) == (429, "requests_busy")
+        small = threads.submit(httpx.post, url + PATH, json=ask())
+        engine.hold.clear()
+        assert first.result().status_code == small.result().status_code == 200
+    assert httpx.post(url + PATH, json=large).status_code == 200
+
+
 def test_too_long_and_too_slow(serve):
     got = httpx.post(serve(limits={"duration": 10.0}) + PATH, json=ask())
     assert (got.status_code, got.json()["error"]["code"]) == (413, "video_too_long")
@@ -328,8 +346,6 @@ def test_a_full_queue_says_when_to_come_back(serve):
     engine.hold.set()
     url = serve(engine, limits={"slots": 1, "queue": 2})
     with httpx.Client() as http:
-        import concurrent.futures
-
         with concurrent.futures.ThreadPoolExecutor(3) as threads:
             waiting = [threads.submit(httpx.post, url + PATH, json=ask()) for _ in range(3)]
             wait_for(lambda: http.get(url + "/health").json()["waiting"] == 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 
+import jax
 import openai
 import pytest
 import serve_fakes as fakes
@@ -28,9 +29,26 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def api(model, videos):
+def compiled():
+    """Names of what XLA compiled for the engine so far, not only of what was traced."""
+    names = []
+
+    def listen(event, seconds, *, fun_name="", **_):
+        if "backend_compile" in event and "_body" in fun_name:
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return names
+
+
+@pytest.fixture(scope="module")
+def engine(model, compiled):
+    return GroupEngine(model, buckets=BUCKETS, slots=2, rollouts=1)
+
+
+@pytest.fixture(scope="module")
+def api(model, engine, videos):
     limits = Limits(slots=2, queue=8)
-    engine = GroupEngine(model, buckets=BUCKETS, slots=2, rollouts=1)
     settings = Settings("clueworld", roots=(str(videos.resolve()),), limits=limits)
     shelf = Shelf(model.crop_policy, timeout_s=60, duration=600)
     desk = Desk(engine, limits, shelf=shelf, sampling=Sampling())
@@ -86,3 +104,9 @@ def test_a_seed_is_a_seed_whatever_else_is_asked(api):
         first, _, second, other = threads.map(ask, [{}, {"temperature": 0}, {}, {"seed": 8}])
     said = [words(Trajectory.from_json(a.vo3["trajectory"])) for a in (first, second, other)]
     assert said[0] == said[1] != said[2]
+
+
+def test_every_program_was_compiled_once(engine, compiled):
+    """Whatever was asked before: weights that lie on a device make no second variant of a program."""
+    assert engine.compilations >= 4
+    assert len(compiled) == engine.compilations
