@@ -193,6 +193,12 @@ clueworld-pictures: $(VENV)/.core  ## renew the pictures of docs/clueworld.md fr
 ablate: $(VENV)/.dev  ## the first ablation in the micro-world, one table
 	$(BIN)/python -m benchmarks.ablate --config=configs/ablate.py --workdir=out/ablate
 
+.PHONY: repository
+repository:  ## REPOSITORY=you/vo3: write the address that this is published at into the notebooks and their badges
+	@[[ "$(REPOSITORY)" =~ ^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$$ ]] || { echo "set REPOSITORY=owner/name"; exit 2; }
+	before=$$(grep -oE 'research.google.com/github/[^/]+/[^/]+' README.md | head -1 | cut -d/ -f3-)
+	sed -i "s#github\(.com\)\?/$$before#github\1/$(REPOSITORY)#g" README.md notebooks/*.ipynb
+
 .PHONY: clean
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venv-3.12 .venv-tfds .venv-beam .venv-maxtext .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
