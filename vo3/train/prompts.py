@@ -263,7 +263,9 @@ class ClueWorldPrompts:
         )
 
     def _path(self, world) -> epath.Path:
-        return self._folder / f"{world.seed}.mp4"
+        # All that decides what it shows: a folder may hold the videos of runs whose worlds differ in length or scale.
+        name = f"{self._config.scale}-{world.seed}-{world.duration}s.mp4"
+        return self._folder / name
 
 
 def opener(policy: CropPolicy, time_limit: float) -> Callable[[Task], Video]:

@@ -117,7 +117,12 @@ def test_worlds_of_another_scale_in_a_folder_of_their_own(tmp_path):
     one = ClueWorldPrompts(config, tmp_path / "run")
     world = one._world(0)
     assert 60 <= world.duration <= 90 and len(world.cards) <= 4
-    assert one[0].task.video == str(tmp_path / "shared" / f"{world.seed}.mp4")
+    name = f"micro-{world.seed}-{world.duration}s.mp4"
+    assert one[0].task.video == str(tmp_path / "shared" / name)
+    # The same world in another length is another video, in the same folder.
+    longer = override(config, **{"rl.clueworld.shortest": 85})
+    other = ClueWorldPrompts(longer, tmp_path / "run")
+    assert other._world(0).seed == world.seed and other[0].task.video != one[0].task.video
     for changes, message in (
         ({"rl.clueworld.scale": "huge"}, "one of clueworld, micro"),
         ({"rl.clueworld.longest": 600}, "60 <= shortest <= longest <= 90"),
