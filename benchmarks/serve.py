@@ -2,8 +2,7 @@
 
 As many clients as asked for, each an `openai` client that asks one question after the other on one of a few ClueWorld films, every second one as a
 stream; every twentieth leaves in the middle. A 429 is waited out as its Retry-After says, and counted. Memory is the server's own, from
-/metrics, sampled every two seconds after the warm-up; "grown" compares the medians of the first and the last quarter. Client and server share
-the machine. With --url a server that is up already is asked instead.
+/metrics, sampled every two seconds after the warm-up. Client and server share the machine. With --url a server that is up already is asked instead.
 """
 
 from __future__ import annotations
@@ -98,9 +97,9 @@ def served(folder: pathlib.Path, *, slots: int, queue: int) -> Iterator[str]:
 
 
 async def ask(
-    client: openai.AsyncOpenAI, item: tuple[str, str, str], number: int, seen: Seen
+    client: openai.AsyncOpenAI, item: tuple[str, str, str], number: int, seen: Seen, end: float
 ) -> None:
-    """One question."""
+    """One question; who is refused comes back until `end`."""
     film, text, truth = item
     content = [{"type": "video_url", "video_url": {"url": film}}, {"type": "text", "text": text}]
     body = {"model": "clueworld", "messages": [{"role": "user", "content": content}]}
@@ -114,7 +113,10 @@ async def ask(
                 answer, tokens = got.choices[0].message.content, got.usage.completion_tokens
         except openai.RateLimitError as error:
             seen.refused += 1
-            await asyncio.sleep(float(error.response.headers["retry-after"]))
+            wait = float(error.response.headers["retry-after"])
+            if time.perf_counter() + wait > end:
+                return
+            await asyncio.sleep(wait)
             continue
         except openai.OpenAIError as error:
             seen.errors[f"{type(error).__name__}: {error}"[:100]] += 1
@@ -156,7 +158,7 @@ async def load(url: str, asked: list, *, clients: int, seconds: float) -> tuple[
             count = 0
             while time.perf_counter() < end:
                 turn = number + clients * count
-                await ask(client, asked[turn % len(asked)], turn, seen)
+                await ask(client, asked[turn % len(asked)], turn, seen, end)
                 count += 1
 
     async def watch() -> None:
@@ -178,11 +180,17 @@ def metrics(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
+def by_minute(memory: list[tuple[float, float]]) -> str:
+    """The median of every minute."""
+    minutes = collections.defaultdict(list)
+    for second, mib in memory:
+        minutes[int(second // 60)].append(mib)
+    return " ".join(f"{statistics.median(found):.0f}" for found in minutes.values())
+
+
 def report(seen: Seen, took: float, before: dict, after: dict, *, clients: int) -> dict:
     """The figures."""
     share = lambda values, q: float(np.percentile(values, q)) if values else float("nan")
-    memory = [mib for _, mib in seen.memory]
-    quarter = max(1, len(memory) // 4)
     return {
         "clients": clients,
         "minutes": took / 60,
@@ -199,9 +207,8 @@ def report(seen: Seen, took: float, before: dict, after: dict, *, clients: int) 
         "tokens/s": (after["vo3_sampled_tokens"] - before["vo3_sampled_tokens"]) / took,
         "tokens a step": (after["vo3_sampled_tokens"] - before["vo3_sampled_tokens"]) / max(1, after["vo3_decode_steps"] - before["vo3_decode_steps"]),
         "programs compiled meanwhile": after["vo3_programs"] - before["vo3_programs"],
-        "RSS first quarter MiB": statistics.median(memory[:quarter]),
-        "RSS last quarter MiB": statistics.median(memory[-quarter:]),
-        "RSS most MiB": max(memory),
+        "RSS MiB, by minute": by_minute(seen.memory),
+        "RSS most MiB": max(mib for _, mib in seen.memory),
     }  # fmt: skip
 
 

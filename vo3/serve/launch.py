@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, listener: socket.socket) -> int:
     )
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False,
+        timeout_keep_alive=75,  # longer than clients keep theirs: who closes first decides who may lose a request
         h11_max_incomplete_event_size=65536,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
