@@ -32,6 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     rl.rl.trajectories_every = 0
     rl.rl.rollout.max_new_tokens = 96
     rl.rl.clueworld.update(
-        {"scale": "micro", "worlds": 64, "shortest": 60, "longest": 90, "options_share": 0.0}
+        {"scale": "micro", "worlds": 64, "shortest": 60, "longest": 90}
+        # What its model was taught: open questions, no grounding.
+        | {"options_share": 0.0, "grounding_share": 0.0}
     )
     return config
