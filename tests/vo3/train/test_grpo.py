@@ -3,18 +3,28 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from PIL import Image
 from rl_runs import FakeRoller, config, parts
 
+from configs import rl_clueworld
+from vo3.clueworld.film import write_video
+from vo3.clueworld.world import FPS, Renderer, make_world
+from vo3.models import hf_io
 from vo3.train import checkpoints, grpo
+from vo3.train.checkpoints import load_run
 from vo3.train.collect import CollectError
-from vo3.train.config import ConfigError
+from vo3.train.config import ConfigError, load, override
+from vo3.train.prompts import FIRST_WORLD
 from vo3.trajectory import Trajectory
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -112,7 +122,7 @@ def test_the_embedded_model_learns_from_real_videos(tmp_path):
     small = {
         "init_from": "model", "steps": 1, "rl.clueworld.worlds": 1, "rl.clueworld.longest": 121, "rl.clueworld.options_share": 1.0,
         "rl.min_std": 0.0, "rl.group": 2, "rl.prompts_per_step": 1, "rl.shapes": ((1280, 1024, 256),), "data.rows_per_device": 1,
-        "rl.clueworld.tool_share": 1.0, "checkpoint.export_hf": True,
+        "rl.clueworld.tool_share": 1.0, "rl.clueworld.grounding_share": 0.0, "checkpoint.export_hf": True,
     }  # fmt: skip
     result = grpo.train(config(**small), tmp_path, devices=jax.devices()[:1])
     assert result.finished
@@ -124,31 +134,150 @@ def test_the_embedded_model_learns_from_real_videos(tmp_path):
     assert (tmp_path / "export" / "config.json").exists()
 
 
+COMMAND = {
+    "steps": 2, "rl.clueworld.worlds": 1, "rl.clueworld.longest": 121, "rl.min_std": 0.0, "rl.group": 2,
+    "rl.prompts_per_step": 1, "data.rows_per_device": 1, "checkpoint.every": 1, "checkpoint.keep": 3, "checkpoint.export_hf": False,
+    "rl.trajectories_every": 1,
+}  # fmt: skip
+
+
+def command(workdir, *, after_step_one=None):
+    """The command itself, on one device; `after_step_one`: a signal that is sent while the second step rolls out."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vo3.train.grpo", "--config=configs/rl_clueworld.py", f"--workdir={workdir}",
+         *(f"--config.{key}={value}" for key, value in COMMAND.items())],
+        env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = workdir / "log.jsonl"
+    while after_step_one is not None and process.poll() is None:
+        if log.exists() and log.read_text():
+            time.sleep(0.2)  # the second step's rollouts are under way
+            process.send_signal(after_step_one)
+            break
+        time.sleep(0.02)
+    return process.wait(timeout=900), process.stderr.read()
+
+
 @pytest.mark.soak
-def test_two_processes_train_as_one(tmp_path):
-    """One step on two devices, in one process and in two: each rolls out its own prompts, one of which is replaced."""
-    for count in (1, 2):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_makes_the_same_rollouts_again(tmp_path, how):
+    """Real model, engine and video: killed in the second step's rollouts they come back by their seeds; asked to end, they are kept for the update."""
+    code, said = command(tmp_path / "whole")
+    assert code == 0, said[-3000:]
+    code, _ = command(tmp_path / "cut", after_step_one=how)
+    log = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
+    assert (code, len(log)) == (-how if how == signal.SIGKILL else 0, 1)
+    assert (tmp_path / "cut" / "pending").exists() == (how == signal.SIGTERM)
+    code, said = command(tmp_path / "cut")
+    assert code == 0, said[-3000:]
+    one, two = (load_run(tmp_path / name) for name in ("whole", "cut"))
+    assert_same(hf_io.flatten(nnx.state(two)), hf_io.flatten(nnx.state(one)))
+    texts = [
+        [Trajectory.loads(line).turns for line in path.read_text().splitlines()]
+        for path in sorted(tmp_path.glob("*/trajectories/step-000002.jsonl"))
+    ]
+    ids = [[[turn.ids for turn in turns] for turns in one] for one in texts]
+    assert len(ids) == 2 and ids[0] == ids[1]
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    for name in ("reward", "loss", "gradient_norm", "gap_max", "trained_tokens"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+
+
+@pytest.mark.soak
+def test_rl_zero_on_rows_of_files_and_folders(tmp_path):
+    """`configs/rl_zero.py` at the embedded model's size, by the names in the config: an mp4, a folder of frames at 4 fps, a grounding row without tools, a video that is not there."""
+    world = make_world(FIRST_WORLD + 7, duration=120)
+    write_video(world, tmp_path / "videos" / "a.mp4")
+    folder = tmp_path / "videos" / "b"
+    folder.mkdir()
+    renderer = Renderer(world)
+    for number in range(world.frames):
+        Image.fromarray(renderer.frame(number / FPS)).save(folder / f"{number:05d}.jpg")
+    card = world.cards[0]
+    asked = {
+        "problem": f"Which digit is on the {card.color} card?",
+        "options": None,
+        "data_source": "clue_single_w_tool",
+    }
+    shown = {
+        "problem": f"When is the {card.color} card shown?",
+        "options": None,
+        "data_source": "temporal_grounding",
+    }
+    clue = [{"timestamp": [card.start, card.end], "text": ""}]
+    rows = [
+        {**asked, "video": "a.mp4"}, {**asked, "video": "b", "frame_fps": 4.0}, {**shown, "video": "a.mp4"},
+        {**asked, "video": "missing.mp4"},
+    ]  # fmt: skip
+    lines = [
+        {"doc_id": f"row{i}", **row, "solution": {"answer": str(card.digit), "clue": clue}}
+        for i, row in enumerate(rows)
+    ]
+    (tmp_path / "rl.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = rl_clueworld.get_config()
+    changes = {
+        "model": "clueworld", "dtype": "float32", "remat": "none", "data.prompt_pack": "clueworld", "data.rows": str(tmp_path / "rl.jsonl"),
+        "data.videos": str(tmp_path / "videos"), "data.workers": 1, "loss.chunk": 64, "checkpoint.export_hf": False,
+        "rl.rollout.max_new_tokens": 160, "rl.rollout.max_length": 1024, "rl.align": 16, "rl.shapes": ((2048, 4096, 1024),),
+        "rl.group": 2, "rl.prompts_per_step": 2, "rl.min_std": 0.0, "rl.trajectories_every": 1, "rl.rollout.workers": 2,
+        **{f"rl.buckets.{k}": tuple(v) for k, v in small.rl.buckets.items()},
+    }  # fmt: skip
+    config = override(load("configs/rl_zero.py"), **changes)
+    result = grpo.train(config, tmp_path / "run", devices=jax.devices()[:1])
+    assert result.finished
+    rows = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    # Three groups of the four rows; the one whose video is missing is named and replaced.
+    assert sum(row["groups"] for row in rows) == 3 and rows[-1]["prompts"] == 4
+    assert max(row["gap_max"] for row in rows) <= 1e-4
+    found = [
+        Trajectory.loads(line)
+        for path in (tmp_path / "run" / "trajectories").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    by_row = {t.task.id.split("#")[0]: t for t in found}
+    assert set(by_row) == {"row0", "row1", "row2"} and len(found) == 6
+    assert by_row["row1"].task.frame_fps == 4.0
+    ends = [by_row[f"row{i}"].observations[0].end for i in range(3)]
+    assert max(ends) - min(ends) < 1.0
+    # Curriculum: single clues come before grounding, or the rule names it single; no call where there is no tool.
+    assert all(not t.calls and len(t.turns) == 3 for t in found if t.task.id.startswith("row2"))
+    said = subprocess.run(
+        [sys.executable, "-m", "vo3.cli", "view", str(next((tmp_path / "run" / "trajectories").iterdir())), "--out", str(tmp_path / "pages")],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("several", [2, 4])
+def test_processes_train_as_one(tmp_path, several):
+    """One step on as many devices, in one process and in several: each rolls out its own prompts, one of which is replaced; of four processes one has none."""
+    for count in (1, several):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         env = {
             **os.environ, "PYTHONPATH": f"{ROOT}:{HERE}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // count}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={several // count}",
         }  # fmt: skip
-        several = lambda i, n=count, p=port: {} if n == 1 else {"VO3_COORDINATOR": f"127.0.0.1:{p}", "VO3_PROCESSES": str(n), "VO3_PROCESS": str(i)}  # fmt: skip
+        place = lambda i, n=count, p=port: {} if n == 1 else {"VO3_COORDINATOR": f"127.0.0.1:{p}", "VO3_PROCESSES": str(n), "VO3_PROCESS": str(i)}  # fmt: skip
         made = [
             subprocess.Popen(
                 [sys.executable, str(HERE / "rl_runs.py"), str(tmp_path / str(count))],
-                env={**env, **several(i)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env={**env, **place(i)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             for i in range(count)
         ]  # fmt: skip
         outputs = [process.communicate(timeout=1500)[0] for process in made]
         for process, output in zip(made, outputs, strict=True):
             assert process.returncode == 0, output[-3000:]
-    one, two = (np.load(tmp_path / str(count) / "final.npz") for count in (1, 2))
+    one, two = (np.load(tmp_path / str(count) / "final.npz") for count in (1, several))
     for name in one.files:
         np.testing.assert_allclose(two[name], one[name], atol=2e-5, err_msg=name)
-    rows = [json.loads((tmp_path / str(count) / "log.jsonl").read_text()) for count in (1, 2)]
+    rows = [json.loads((tmp_path / str(count) / "log.jsonl").read_text()) for count in (1, several)]
     assert rows[0]["prompts"] == rows[1]["prompts"] == 4 and rows[1]["groups"] == 3
     assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], abs=1e-5)
