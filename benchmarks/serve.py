@@ -78,7 +78,7 @@ def served(folder: pathlib.Path, *, slots: int, queue: int) -> Iterator[str]:
     command = [
         sys.executable, "-m", "vo3.cli", "serve", "--port", "0", "--root", str(folder), "--slots", str(slots), "--queue", str(queue),
     ]  # fmt: skip
-    log = folder / "server.log"
+    log = folder / f"server-{os.getpid()}.log"
     with (
         log.open("w") as errors,
         subprocess.Popen(
