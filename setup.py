@@ -49,6 +49,8 @@ EXTRAS = {
     "eval": ["pyarrow>=17"],
     "serve": [
         "fastapi>=0.120",
+        "starlette>=0.48",
+        "pydantic>=2.9",
         "uvicorn>=0.30",
         "python-multipart>=0.0.20",
         "prometheus-client>=0.21",
