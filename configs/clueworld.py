@@ -6,6 +6,8 @@ python -m vo3.train.sft --config=configs/clueworld.py:read --workdir=out/cluewor
 python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/clueworld/order
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
+python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
+python -m vo3.train.sft --config=configs/clueworld.py:last --workdir=out/clueworld/last
 
 `STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
 
@@ -23,22 +25,13 @@ _TWO = (
     "clue_single_w_tool|clue_multi_w_tool",
     "clue_single_wo_tool|clue_multi_wo_tool|temporal_grounding",
 )
-# More worlds and few questions on each: what is hard is to list the cards, and to find one of them.
-_MIXED = {"length": 760, "lookups": 3, "ordered": 0.3, "asked": _TWO}
 # stage: steps, learning-rate schedule, where the parameters come from, data
 _STAGES = {
     "text": (
-        250,
+        400,
         "constant",
         "vision",
-        {
-            "seed": 5,
-            "length": 800,
-            "transcripts": 0,
-            "lookups": 16,
-            "ordered": 0.3,
-            "trajectories": False,
-        },
+        {"seed": 5, "length": 800, "transcripts": 0, "lookups": 16, "trajectories": False},
     ),
     "read": (
         200,
@@ -59,17 +52,32 @@ _STAGES = {
             "trajectories": False,
         },
     ),
-    "whole": (400, "constant", "order", {"seed": 3, **_MIXED}),
-    "finish": (800, "cosine", "whole", {"seed": 4, **_MIXED}),
+    "whole": (400, "constant", "order", {"seed": 3, "worlds": 8, "length": 1088}),
+    "finish": (800, "cosine", "whole", {"seed": 4, "worlds": 8, "length": 1088}),
+    # More worlds and fewer questions on each: what is left to learn is to list the cards, and to find one by its neighbour.
+    "polish": (
+        420,
+        "cosine",
+        "finish",
+        {"seed": 6, "length": 760, "lookups": 3, "ordered": 0.6, "asked": _TWO},
+    ),
+    "last": (
+        450,
+        "cosine",
+        "polish",
+        {"seed": 7, "length": 760, "lookups": 3, "ordered": 0.6, "asked": _TWO},
+    ),
 }
 
 # Longer rows where a baseline's frames and words need them.
-_LENGTHS = {"read": 640, "order": 896, "whole": 960, "finish": 960}
+_LENGTHS = {"read": 640, "order": 896, "whole": 1280, "finish": 1280}
+_LENGTHS |= {"polish": 960, "last": 960}
+_LATE = ("polish", "last")
 _VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
 
 
 def get_config(stage: str = "text") -> ml_collections.ConfigDict:
-    """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and `finish`: trajectories with all 32. Each from the one before."""
+    """`text`: options and sums in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and the later ones: trajectories with all 32. Each from the one before."""
     parts = stage.split(".")
     stage, view, seed = (*parts, *("", "agent", "0")[len(parts) :])
     if stage not in _STAGES:
@@ -84,8 +92,8 @@ def get_config(stage: str = "text") -> ml_collections.ConfigDict:
     config.steps = steps
     config.optimizer = "muon"
     config.schedule = schedule
-    config.rate = 0.02  # of the matrices, under Muon
-    config.adam_rate = 3e-3  # of everything else
+    config.rate = 0.012 if stage in _LATE else 0.02  # of the matrices, under Muon
+    config.adam_rate = 2e-3 if stage in _LATE else 3e-3  # of everything else
     config.weight_decay = 0.0
     config.clip = 1.0
     config.warmup = 50

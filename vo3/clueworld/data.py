@@ -167,7 +167,7 @@ class Stream:
         """A list of cards, and which comes after one of them."""
         colors = [str(c) for c in rng.permutation(list(COLORS))[: rng.integers(3, 6)]]
         i = int(rng.integers(len(colors) - 1))
-        said = f"cards {' '.join(colors)}. after {colors[i]} {colors[i + 1]}."
+        said = f"cards {' '.join(colors)}. after {colors[i]} comes {colors[i + 1]}."
         turns = (Turn("question", ""), Turn("text", f"<think>{said}</think>"))
         return self._weighted(turns, ())
 

@@ -2,7 +2,7 @@
 
     python -m vo3.clueworld.recipe --workdir=out/clueworld
 
-First the vision tower alone, then text alone, then transcripts, then trajectories; then the result is written as safetensors with its config,
+First the vision tower alone, then text alone, then transcripts, then trajectories, at last on more worlds with fewer questions each; then the result is written as safetensors with its config,
 tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
 
 `--seed=1` draws other parameters and other data. `--view=middle` (coarse, fine, coarse-only) trains a one-turn baseline by the same stages and steps: uniform frames at the visual tokens of an agent with two clips.
@@ -23,7 +23,7 @@ from vo3.clueworld.config import model_config
 from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 
-STAGES = ("text", "read", "order", "whole", "finish")
+STAGES = ("text", "read", "order", "whole", "finish", "polish", "last")
 
 
 def commands(workdir: epath.Path, view: str = AGENT, seed: int = 0) -> dict[str, list[str]]:
@@ -57,7 +57,7 @@ def export(workdir: epath.Path, target: epath.Path, view: str = AGENT) -> None:
     nnx.update(model, latest_params(model, workdir / STAGES[-1]))
     target.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save_pretrained(os.fspath(target))
-    hf_io.save(model, target)
+    hf_io.save(model, target, overwrite=True)  # a recipe that ran before
     policy = get_scale("clueworld").view(view)
     extras = {"crop_policy": policy.to_json(), "prompt_pack": "clueworld"}
     (target / "vo3.json").write_text(json.dumps(extras, indent=1) + "\n")
