@@ -190,6 +190,7 @@ def test_limits_of_training_and_of_evaluation(engine, say):
     assert [t.kind for t in got[0].turns][-2:] == ["forced", "answer"]
 
 
+@pytest.mark.soak
 def test_chunks_and_a_small_buffer_of_features_change_nothing(engine, say):
     """Prompts and clips in chunks of 16 tokens, one temporal patch at a time, hardly any room for features; suffixes that grow."""
     say()

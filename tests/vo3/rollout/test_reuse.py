@@ -239,6 +239,7 @@ def test_two_devices_say_what_one_says(model, tokenizer, scripted, tmp_path):
     assert max(collections.Counter(engine.programs.compiled).values()) == 1
 
 
+@pytest.mark.soak
 def test_bfloat16(tokenizer):
     """Weights, features and cache in bf16; scores stay f32."""
     half = fakes.random_model(tokenizer, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)

@@ -71,7 +71,7 @@ def test_groups_of_equal_reward_are_replaced_and_everything_is_logged(whole):
     assert {t.meta["rl"]["trained"] for t in found} >= {True}
 
 
-@pytest.mark.parametrize("stop", [1, 1.5])
+@pytest.mark.parametrize("stop", [1, pytest.param(1.5, marks=pytest.mark.soak)])
 def test_a_run_that_goes_on_is_bitwise_the_uninterrupted_one(whole, tmp_path, stop):
     result, _ = whole
     first = run(tmp_path, roller=FakeRoller(equal=["p1", "p4"]), stop_after=stop)
@@ -83,6 +83,7 @@ def test_a_run_that_goes_on_is_bitwise_the_uninterrupted_one(whole, tmp_path, st
     assert roller.asked == (["p3", "p4", "p5"] if stop == 1 else []) + ["p6", "p7"]
 
 
+@pytest.mark.soak
 def test_several_updates_make_the_ratio_matter(tmp_path):
     result = run(tmp_path, steps=1, **{"rl.mini_batches": 2, "rl.epochs": 2, "optim.rate": 0.02})
     row = json.loads((tmp_path / "log.jsonl").read_text())
@@ -105,6 +106,7 @@ def test_too_few_groups_end_the_run_with_the_reason(tmp_path):
     assert row["groups"] == 1 and row["unreadable"] == pytest.approx(1 / 6, rel=1e-4)
 
 
+@pytest.mark.soak
 def test_the_run_ends_with_the_data(tmp_path):
     result = run(tmp_path, per_epoch=3, steps=9)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
