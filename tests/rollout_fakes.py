@@ -100,7 +100,7 @@ class NoiseVideo:
         self.overviews += 1
         return self._clip(0.0, self.duration, 8, (28, 56), 0)
 
-    def crop(self, t0: float, t1: float, strategy: str) -> Clip:
+    def crop(self, t0: float, t1: float, strategy: str, *, rate: float | None = None) -> Clip:
         if self.failure is not None:
             raise self.failure
         return self._clip(

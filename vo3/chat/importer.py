@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 from etils import epath
 
-from vo3.chat.prompts import RULES, PromptPack
+from vo3.chat.prompts import OPTIONAL, RULES, PromptPack
 from vo3.trajectory import VIDEO_MARK
 
 _MEDIA = re.compile(rf"{re.escape(VIDEO_MARK)}|<\|vision_start\|><\|video_pad\|><\|vision_end\|>")
@@ -166,13 +166,13 @@ def import_upstream(
                 problems.append(f"{key}: {error}")
         result[key] = "".join(parts)
         found[key] = ", ".join(places)
-    if lost := [key for key in RULES if key not in result]:
+    if lost := [key for key in RULES if key not in result and key not in OPTIONAL]:
         problems.append(f"not mapped: {', '.join(lost)} (map them, or name a base pack)")
     if problems:
         raise ValueError(f"nothing imported from {checkout}:\n  " + "\n  ".join(problems))
     pack = PromptPack(
         name=name,
-        templates={key: result[key] for key in RULES},
+        templates={key: result[key] for key in RULES if key in result},
         seconds_decimals=seconds_decimals,
         fps_decimals=fps_decimals,
         source=str(checkout),

@@ -57,7 +57,7 @@ RULES: dict[str, _Rule] = {
     "forced": _rule("", "question options"),
     "frame": _rule("", "frame time"),
 }
-_OPTIONAL = {"frame"}
+OPTIONAL = {"frame"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PromptPack:
             raise ValueError(f"{where}: unknown keys {unknown}; a pack has {sorted(RULES)}")
         for key, rule in RULES.items():
             template = self.templates.get(key)
-            if template is None and key in _OPTIONAL:
+            if template is None and key in OPTIONAL:
                 continue
             if not isinstance(template, str):
                 raise ValueError(f"{where}: the template {key!r} is missing or is no text")

@@ -228,10 +228,12 @@ class BlobStore:
         if self.limit_bytes is None:
             return
         try:
-            total = int((self.root / _TOTAL).read_text()) + size
+            taken = total = int((self.root / _TOTAL).read_text()) + size
         except (FileNotFoundError, ValueError):  # the first writer, or a torn note: count
-            total = self.size()
-        if total > self.limit_bytes:
+            # What others are about to move into place takes room, but is added when they do.
+            taken = self.size()
+            total = sum(entry.size for entry in self._entries() if not entry.aside)
+        if taken > self.limit_bytes:
             total, _ = self._evict(int(self.limit_bytes * _EVICT_TO))
         self._note(total)
 
@@ -241,7 +243,7 @@ class BlobStore:
     def _evict(self, target: int) -> tuple[int, int]:
         """Removes the files used longest ago until `target` bytes are left; returns the bytes left and the files removed."""
         entries = sorted(self._entries(), key=lambda entry: entry.used)
-        total, removed = sum(entry.size for entry in entries), 0
+        total, removed = sum(entry.size for entry in entries if not entry.aside), 0
         now = time.time()
         for entry in entries:
             if entry.aside:
@@ -251,7 +253,7 @@ class BlobStore:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(entry.path)
-            total -= entry.size
+            total -= 0 if entry.aside else entry.size
             removed += 1
         self.counts.evicted += removed
         return total, removed

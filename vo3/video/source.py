@@ -240,7 +240,8 @@ def _opened(
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(file, _Reader) and file.error is not None:
             raise file.error from error
-        if isinstance(error, av.error.ExitError):  # FFmpeg's interrupt: our time limit
+        # FFmpeg's interrupt is our time limit; a demuxer that it stops may call the file broken.
+        if isinstance(error, av.error.ExitError) or not deadline.left():
             raise deadline.error() from error
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise _unreadable(name, error) from error

@@ -241,6 +241,14 @@ def test_several_writers_share_a_folder(tmp_path):
     assert int((tmp_path / ".total").read_text()) == store.size()
 
 
+def test_a_count_anew_leaves_out_what_others_are_writing(tmp_path):
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / "other").write_bytes(b"x" * 5000)
+    store = BlobStore(tmp_path, limit_bytes=60_000)
+    assert store.put("0001", [b"y" * 2000])
+    assert int((tmp_path / ".total").read_text()) == store.size() - 5000
+
+
 class Bucket:
     """An object store in memory, as far as the store uses epath."""
 
