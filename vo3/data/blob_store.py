@@ -228,12 +228,11 @@ class BlobStore:
         if self.limit_bytes is None:
             return
         try:
-            taken = total = int((self.root / _TOTAL).read_text()) + size
-        except (FileNotFoundError, ValueError):  # the first writer, or a torn note: count
-            # What others are about to move into place takes room, but is added when they do.
-            taken = self.size()
-            total = sum(entry.size for entry in self._entries() if not entry.aside)
-        if taken > self.limit_bytes:
+            total = int((self.root / _TOTAL).read_text()) + size
+        except (FileNotFoundError, ValueError):
+            # The first writer, or a torn note: count, and sweep. What others are about to move into place is added when they do.
+            total, _ = self._evict(self.limit_bytes)
+        if total > self.limit_bytes:
             total, _ = self._evict(int(self.limit_bytes * _EVICT_TO))
         self._note(total)
 
