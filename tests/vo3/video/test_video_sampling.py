@@ -338,7 +338,8 @@ def test_any_plan_keeps_its_promises(video, window, strategy):
     assert plan.tokens <= quota
     unit = policy.token_size
     assert plan.height % unit == plan.width % unit == 0 < plan.height * plan.width
-    assert plan.tokens == len(plan.indices) // 2 * (plan.height // unit) * (plan.width // unit)
+    patches = len(plan.indices) // policy.frames_per_patch
+    assert plan.tokens == patches * (plan.height // unit) * (plan.width // unit)
     assert len(plan.indices) % 2 == 0 and len(plan.indices) <= 768
     assert plan.indices.dtype == np.int64 and (np.diff(plan.indices) >= 0).all()
     assert plan.indices[0] >= 0 and plan.indices[-1] < video["frames"]
