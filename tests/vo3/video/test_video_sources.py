@@ -11,6 +11,7 @@ import pickle
 import threading
 import time
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -180,6 +181,20 @@ def test_opening_has_a_limit_too(video):
         VideoCrop(file, timeout_s=0.5)
     assert caught.value.kind == "timeout" and time.monotonic() - began < 5
     file.stall.set()
+
+
+def test_a_demuxer_that_is_stopped_may_not_call_the_file_broken(video, monkeypatch):
+    def stopped(*_, **__):
+        time.sleep(0.05)
+        raise av.error.InvalidDataError(1, "Invalid data found when processing input")
+
+    path = str(video("gop250.mp4"))
+    monkeypatch.setattr(sources.av, "open", stopped)
+    for seconds, kind in ((0.02, "timeout"), (20.0, "format")):
+        with pytest.raises(VideoError) as caught:
+            with sources._opened(path, "v.mp4", Deadline(seconds, "v.mp4"), None):
+                pass
+        assert caught.value.kind == kind
 
 
 @pytest.mark.parametrize("remote", [False, True])
