@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-MropeTime = Literal["constant", "hf_int", "exact"]
-MROPE_TIMES: tuple[MropeTime, ...] = ("constant", "hf_int", "exact")
+from vo3.chat.positions import MropeTime
+
 REMAT_POLICIES: tuple[str, ...] = ("none", "full", "dots", "dots_no_batch")
 
 
@@ -131,8 +131,8 @@ class Qwen2_5_VLConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.mrope_time not in MROPE_TIMES:
-            raise ValueError(f"mrope_time {self.mrope_time!r}; one of {list(MROPE_TIMES)}")
+        if self.mrope_time not in get_args(MropeTime):
+            raise ValueError(f"mrope_time {self.mrope_time!r}; one of {list(get_args(MropeTime))}")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat {self.remat!r}; one of {list(REMAT_POLICIES)}")
         if self.vision.out_hidden_size != self.text.hidden_size:
