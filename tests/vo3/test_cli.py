@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pathlib
 import shutil
@@ -257,6 +258,16 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(folder.glob("model-*.safetensors"))
 
 
+def _set_config(**changes) -> Callable[[pathlib.Path], None]:
+    """Changes keys of config.json."""
+
+    def damage(folder: pathlib.Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return damage
+
+
 _NORM = "model.norm.weight"
 
 
@@ -270,10 +281,17 @@ _NORM = "model.norm.weight"
         (lambda d: _shards(d)[1].unlink(), "model-00002-of-"),
         (lambda d: (d / "config.json").unlink(), "config.json"),
         (lambda d: (d / "config.json").write_text("{"), "config.json"),
+        (lambda d: (d / "config.json").write_text("[]"), "config.json is no JSON object"),
+        (_set_config(quantization_config={"quant_method": "awq"}), "are quantised (awq)"),
+        (_set_config(num_attention_heads=0), "num_attention_heads is 0"),
         (lambda d: (d / "model.safetensors").unlink(), "safetensors"),
         (lambda d: os.truncate(d / "model.safetensors", 1000), "model.safetensors"),
         (lambda d: [p.unlink() for p in d.glob("tokenizer*")], "tokenizer"),
+        (lambda d: (d / "tokenizer.json").write_text("{"), "tokenizer"),
+        (lambda d: (d / "vo3.json").write_text('["dialect"]'), "vo3.json is no JSON object"),
         (lambda d: (d / "vo3.json").write_text('{"colour": 1}'), "colour"),
+        (lambda d: (d / "vo3.json").write_text('{"prompt_pack": 7}'), "prompt_pack is 7"),
+        (lambda d: (d / "vo3.json").write_text('{"mrope_time": "s"}'), "vo3.json: mrope_time"),
         (lambda d: (d / "vo3.json").write_text('{"crop_policy": {"quota": 1}}'), "quota"),
         (lambda d: (d / "vo3.json").write_text('{"crop_policy": 7}'), "crop_policy"),
         (lambda d: (d / "vo3.json").write_text('{"prompt_pack": "none"}'), "prompt_pack"),
@@ -287,8 +305,10 @@ def test_bad_checkpoints(damage, message, checkpoint, mp4, tmp_path, capsys):
     damage(broken)
     assert cli.main(["ask", mp4, "What?", "--checkpoint", str(broken)]) == 2
     error = capsys.readouterr().err
+    assert error.startswith("vo3: ")
     assert message in error
     assert str(broken) in error
+    assert ";" in error, f"no remedy: {error}"
 
 
 def test_the_embedded_model_says_how_to_get_it_where_it_is_missing(

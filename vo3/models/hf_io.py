@@ -167,7 +167,7 @@ def read_config(directory: epath.PathLike, **options: Any) -> Qwen2_5_VLConfig:
     """The architecture of a Hugging Face directory.
 
     Raises:
-      CheckpointError: no such directory, no config.json in it, or not one of Qwen2.5-VL.
+      CheckpointError: no such directory, no config.json in it, or not one of a Qwen2.5-VL that can be run.
     """
     directory = epath.Path(directory)
     if not directory.exists():
@@ -185,9 +185,11 @@ def read_config(directory: epath.PathLike, **options: Any) -> Qwen2_5_VLConfig:
         data = json.loads(file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{file} is no JSON ({error}); download it again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is no JSON object; download it again")
     try:
         return Qwen2_5_VLConfig.from_hf(data, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
@@ -285,11 +287,11 @@ def _headers(directory: epath.Path) -> dict[str, st.Tensor]:
     if index.exists():
         try:
             placed = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
+            files = [directory / name for name in sorted(set(placed.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{index} is no shard index ({error}); download it again"
             ) from error
-        files = [directory / name for name in sorted(set(placed.values()))]
     elif single.exists():
         placed, files = None, [single]
     else:

@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from vo3.attention import AttentionMesh
+from vo3.chat.positions import MropeTime
 from vo3.models import hf_io
 from vo3.models.hf_io import Quantize, ShardingFn
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
@@ -26,7 +27,7 @@ NAMES = {"clueworld": epath.Path(pathlib.Path(__file__).parent.parent / "cluewor
 # The parameters of our own checkpoint directories.
 PARAMS = "params"
 SETTINGS = "vo3.json"
-_SETTINGS = ("crop_policy", "prompt_pack", "mrope_time", "dialect")
+_SETTINGS = {"crop_policy": dict, "prompt_pack": str, "mrope_time": str, "dialect": str}
 
 
 def load(
@@ -176,13 +177,21 @@ def _settings(directory: epath.Path) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(file.read_text())
-        unknown = sorted(set(settings) - set(_SETTINGS))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} is no JSON object ({error}); correct or remove it"
-        ) from error
-    if unknown:
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no JSON ({error}); correct or remove it") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file} is no JSON object; correct or remove it")
+    if unknown := sorted(set(settings) - set(_SETTINGS)):
         raise CheckpointError(f"{file} has unknown keys {unknown}; it may hold {list(_SETTINGS)}")
+    for name, kind in _SETTINGS.items():
+        if not isinstance(settings.get(name), kind | None):
+            said = "an object" if kind is dict else "a text"
+            raise CheckpointError(f"{file}: {name} is {settings[name]!r}; it must be {said}")
+    times = get_args(MropeTime)
+    if settings.get("mrope_time") not in (None, *times):
+        raise CheckpointError(
+            f"{file}: mrope_time is {settings['mrope_time']!r}; one of {list(times)}"
+        )
     return settings
 
 
@@ -214,5 +223,7 @@ def load_tokenizer(directory: epath.Path) -> Any:
                 if (directory / name).exists():
                     (epath.Path(local) / name).write_bytes((directory / name).read_bytes())
             return AutoTokenizer.from_pretrained(local)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer in {directory} cannot be read: {error}") from error
+    except Exception as error:  # the tokenizers library raises errors of no class of its own
+        raise CheckpointError(
+            f"the tokenizer in {directory} cannot be read ({error}); copy the tokenizer files of the original there again"
+        ) from error

@@ -225,6 +225,14 @@ def test_what_no_checkpoint_uses_is_not_implemented(change, message):
         Qwen2_5_VLConfig.from_hf({**published("7B"), **change})
 
 
+def test_quantised_weights_are_refused_in_both_layouts():
+    nested = Qwen2_5_VLConfig.from_hf(published("7B")).to_hf(layout="nested")
+    for data in (published("7B"), nested):
+        data["quantization_config"] = {"quant_method": "awq", "bits": 4}
+        with pytest.raises(NotImplementedError, match=r"quantised \(awq\).*int8"):
+            Qwen2_5_VLConfig.from_hf(data)
+
+
 def test_another_model_is_refused():
     with pytest.raises(ValueError, match="qwen3_vl"):
         Qwen2_5_VLConfig.from_hf({**published("7B"), "model_type": "qwen3_vl"})
@@ -237,6 +245,8 @@ def test_another_model_is_refused():
         ({"remat": "some"}, "remat"),
         ({"image_token_id": 999}, "image_token_id"),
         ({"text": {"num_attention_heads": 5}}, "num_attention_heads"),
+        ({"text": {"num_key_value_heads": 0}}, "num_key_value_heads is 0"),
+        ({"vision": {"depth": 2.0}}, r"depth is 2\.0"),
         ({"text": {"num_key_value_heads": 3}}, "num_key_value_heads"),
         ({"text": {"mrope_section": (2, 2, 2)}}, "mrope_section"),
         ({"vision": {"num_heads": 5}}, "num_heads"),

@@ -227,7 +227,8 @@ def test_no_config(broken):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is no JSON"), ('{"model_type": "llama"}', "llama")]
+    ("text", "message"),
+    [("{", "is no JSON"), ("[]", "is no JSON object"), ('{"model_type": "llama"}', "llama")],
 )
 def test_a_wrong_config(broken, text, message):
     (broken / "config.json").write_text(text)
@@ -268,8 +269,11 @@ def test_a_shard_that_is_no_safetensors_file(broken):
         vo3.models.load(broken)
 
 
-def test_a_broken_index(broken):
-    (broken / hf_io.INDEX).write_text("{}")
+@pytest.mark.parametrize(
+    "text", ["{", "{}", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}']
+)
+def test_a_broken_index(broken, text):
+    (broken / hf_io.INDEX).write_text(text)
     with pytest.raises(CheckpointError, match="is no shard index"):
         vo3.models.load(broken)
 

@@ -98,7 +98,16 @@ def test_settings_of_the_directory(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "no JSON"), ("7", "no JSON"), ('{"policy": {}}', "unknown keys")]
+    ("text", "message"),
+    [
+        ("{", "no JSON"),
+        ("7", "no JSON object"),
+        ('["dialect"]', "no JSON object"),
+        ('{"policy": {}}', "unknown keys"),
+        ('{"dialect": ["longvt"]}', "dialect is .* must be a text"),
+        ('{"crop_policy": "rl"}', "crop_policy is .* must be an object"),
+        ('{"mrope_time": "seconds"}', "mrope_time is 'seconds'; one of"),
+    ],
 )
 def test_broken_settings(folder, text, message):
     (folder / "vo3.json").write_text(text)
@@ -120,11 +129,12 @@ def test_no_tokenizer(pairs):
         _ = pairs("plain").ours.tokenizer
 
 
-def test_a_broken_tokenizer(folder):
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model": {"type": "none"}}'])
+def test_a_broken_tokenizer(folder, text):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be read"):
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be read.*; copy"):
         _ = vo3.models.load(folder).tokenizer
 
 

@@ -11,6 +11,15 @@ from vo3.chat.positions import MropeTime
 REMAT_POLICIES: tuple[str, ...] = ("none", "full", "dots", "dots_no_batch")
 
 
+def _check_counts(config: Any, part: str) -> None:
+    """Raises ValueError where a field that counts something is no integer above 0."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        # Annotations are text here.
+        if field.type == "int" and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{part}: {field.name} is {value!r}; it must be an integer above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """The decoder. Field names are those of Hugging Face; `mrope_section` counts frequencies for (time, y, x)."""
@@ -28,6 +37,7 @@ class TextConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        _check_counts(self, "text")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"text: hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
@@ -69,6 +79,7 @@ class VisionConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        _check_counts(self, "vision")
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"vision: hidden_size {self.hidden_size} must be a multiple of 4 * num_heads, 4 * {self.num_heads}"

@@ -52,7 +52,6 @@ _END_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ONLY = {
     "hidden_act": "silu",
     "use_sliding_window": False,
-    "quantization_config": None,
     "attention_bias": True,
 }
 # Checked or read elsewhere, or without influence on the computation.
@@ -73,6 +72,7 @@ _TEXT_KNOWN = {
     "max_window_layers",
     "use_cache",
     "vision_token_id",
+    "quantization_config",
 }
 _VISION_KNOWN = {
     *_VISION_REQUIRED,
@@ -81,6 +81,7 @@ _VISION_KNOWN = {
     "in_chans",
     "spatial_patch_size",
     "rope_parameters",
+    "quantization_config",
 }
 _TOP_KNOWN = {"text_config", "vision_config", "auto_map"}
 # Attributes of every Hugging Face config (transformers 4 wrote many of them); none changes this model.
@@ -138,8 +139,10 @@ def from_hf(data: Mapping[str, Any], **options: Any) -> Qwen2_5_VLConfig:
         _reject_unknown("text_config", text, _TEXT_KNOWN)
         _reject_contradictions(data, text)
     _reject_unknown("vision_config", vision, _VISION_KNOWN)
-    _reject_unsupported("text", text)
-    _reject_unsupported("vision", vision)
+    _reject_unsupported("config.json", data)
+    if nested:
+        _reject_unsupported("text_config", text)
+    _reject_unsupported("vision_config", vision)
     tied = bool(data.get("tie_word_embeddings", False)) or bool(
         text.get("tie_word_embeddings", False)
     )
@@ -270,6 +273,12 @@ def _reject_contradictions(data: Mapping[str, Any], text: Mapping[str, Any]) -> 
 
 
 def _reject_unsupported(part: str, data: Mapping[str, Any]) -> None:
+    if quantised := data.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        raise NotImplementedError(
+            f"{part}: quantization_config says that the weights are quantised ({method}); take the checkpoint before "
+            "quantisation, quantize='int8' makes it small while it is read"
+        )
     for name, only in _ONLY.items():
         if name in data and data[name] not in (only, None):
             raise NotImplementedError(
