@@ -79,7 +79,7 @@ class VideoAgent:
         """Answers a question on a video.
 
         Args:
-          video: a path or URL, or what `VideoCrop` accepts; a `VideoCrop` is used as it is.
+          video: what `VideoCrop` accepts (a path, bytes, a file object); a `VideoCrop` is used as it is.
           question: the question alone.
           options: letter -> text, or the texts in order; None for an open question.
           max_turns: rounds in which the model may look; then it must answer. None: the dialect's, 8 for Video-o3.

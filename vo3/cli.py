@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("ask", help="ask a question on a video")
     ask.set_defaults(run=_ask)
     ask.add_argument(
-        "video", metavar="VIDEO", help="a file, a URL, or a folder of frames with --frame-fps"
+        "video",
+        metavar="VIDEO",
+        help="a file (gs:// too), or a folder of frames with --frame-fps",
     )
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument(
