@@ -38,6 +38,8 @@ class DataConfig:
       transcripts: transcripts of overviews a row.
       lookups: examples a row of text alone: the letters of options, and sums and comparisons of two digits.
       ordered: share of those that ask which card of a list comes after another.
+      matched: share of the others that give options their letters; the rest are sums and comparisons.
+      stated: whether lists, sums and comparisons answer a question, from what stands before them: the list of cards, or the two cards' digits.
       trajectories: whether rows hold trajectories; if so, the transcripts are of the trajectories' overview, else of one each, and of a clip.
         Without either a row is lookups alone: text.
       asked: what a row of trajectories asks, one question each: quadrants of `vo3.clueworld.tasks`, or several joined by "|" to draw from.
@@ -58,6 +60,8 @@ class DataConfig:
     lookups: int = 0
     trajectories: bool = True
     ordered: float = 0.0
+    matched: float = 0.6
+    stated: bool = False
     asked: tuple[str, ...] = (
         tasks.SINGLE_TOOL,
         tasks.MULTI_TOOL,
@@ -159,15 +163,32 @@ class Stream:
         """What a last think does once, without anything to see."""
         if not self.config.options_share:
             return self._arithmetic(rng)
+        stated = self.config.stated
         if self.config.ordered and rng.random() < self.config.ordered:
-            return self._ordered(rng)
-        return self._lookup(rng) if rng.random() < 0.6 else self._arithmetic(rng)
+            return self._stated(tasks.OVERVIEW_KINDS, rng) if stated else self._ordered(rng)
+        if rng.random() < self.config.matched:
+            return self._lookup(rng)
+        kinds = tuple(tasks.QUADRANTS[tasks.MULTI_TOOL])
+        return self._stated(kinds, rng) if stated else self._arithmetic(rng)
+
+    def _stated(self, kinds: Sequence[str], rng: np.random.Generator) -> Example:
+        """A question and the last think on it; of two cards, what the first one shows stands where no loss is, as in a trajectory an earlier turn says it."""
+        world = self._world(rng)
+        question = tasks.KINDS[str(rng.choice(kinds))](world, rng)
+        options = bool(rng.random() < self.config.options_share)
+        task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
+        asked = self.pack.question(task).removeprefix(VIDEO_MARK)
+        *before, last = [tasks.digits(card) for card in question.looks] or [tasks.named(world)]
+        said = f"<think>{last} {tasks.stated(question, task)}</think>"
+        return self._weighted(
+            (Turn("question", "\n".join([asked, *before])), Turn("text", said)), ()
+        )
 
     def _ordered(self, rng: np.random.Generator) -> Example:
         """A list of cards, and which comes after one of them."""
         colors = [str(c) for c in rng.permutation(list(COLORS))[: rng.integers(3, 6)]]
         i = int(rng.integers(len(colors) - 1))
-        said = f"cards {' '.join(colors)}. after {colors[i]} comes {colors[i + 1]}."
+        said = f"cards {' '.join(colors)}. after {colors[i]} {colors[i + 1]}."
         turns = (Turn("question", ""), Turn("text", f"<think>{said}</think>"))
         return self._weighted(turns, ())
 

@@ -2,7 +2,7 @@
 
     python -m vo3.clueworld.recipe --workdir=out/clueworld
 
-First the vision tower alone, then text alone, then transcripts, then trajectories, at last on more worlds with fewer questions each; then the result is written as safetensors with its config,
+First the vision tower alone, then text alone, then transcripts, then trajectories; then the result is written as safetensors with its config,
 tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
 
 `--seed=1` draws other parameters and other data. `--view=middle` (coarse, fine, coarse-only) trains a one-turn baseline by the same stages and steps: uniform frames at the visual tokens of an agent with two clips.
@@ -23,7 +23,7 @@ from vo3.clueworld.config import model_config
 from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 
-STAGES = ("text", "read", "order", "whole", "finish", "polish", "last")
+STAGES = ("letters", "text", "read", "order", "whole", "finish", "polish")
 
 
 def commands(workdir: epath.Path, view: str = AGENT, seed: int = 0) -> dict[str, list[str]]:

@@ -49,6 +49,7 @@ class Question:
       choices: wrong answers to draw options from.
       said: what the last think says before the answer ("the red card shows").
       looks: cards whose digits must be read, in the order in which they are looked at; empty when the overview answers.
+      found: what is said before each look where the question does not name the card ("after blue white").
       shown: the card whose time is asked for, in grounding.
     """
 
@@ -57,6 +58,7 @@ class Question:
     choices: tuple[str, ...]
     said: str
     looks: tuple[Card, ...] = ()
+    found: tuple[str, ...] = ()
     shown: Card | None = None
 
     @property
@@ -96,8 +98,9 @@ def _after(world: World, rng: np.random.Generator) -> Question:
     if len(world.cards) < 2:
         return _digit(world, rng)
     i = int(rng.integers(len(world.cards) - 1))
-    asked = f"Which digit is on the card after the {world.cards[i].color} one?"
-    return _read(asked, world.cards[i + 1])
+    before, card = world.cards[i].color, world.cards[i + 1]
+    question = _read(f"Which digit is on the card after the {before} one?", card)
+    return dataclasses.replace(question, found=(f"{_follows(before)} {card.color}",))
 
 
 def _sum(world: World, rng: np.random.Generator) -> Question:
@@ -112,7 +115,8 @@ def _ends(world: World, rng: np.random.Generator) -> Question:
     first, last = world.cards[0], world.cards[-1]
     if first == last or first.digit + last.digit > 9:
         return _higher(world, rng)
-    return added(first, last, "What is the sum of the digits on the first and the last card?")
+    question = added(first, last, "What is the sum of the digits on the first and the last card?")
+    return dataclasses.replace(question, found=(f"first is {first.color}", f"last is {last.color}"))
 
 
 def _two(world: World, rng: np.random.Generator, ask: Callable[[Card, Card], Question]) -> Question:
@@ -140,7 +144,7 @@ def compared(a: Card, b: Card) -> Question:
     """Which of two cards has the higher digit."""
     text = f"Which card has the higher digit, {a.color} or {b.color}?"
     high, low = (a, b) if a.digit > b.digit else (b, a)
-    said = f"{a.color} {a.digit} or {b.color} {b.digit} is"
+    said = f"{a.digit} {a.color} {b.digit} {b.color} higher {high.digit}"
     return Question(text, high.color, (low.color,), said, looks=(a, b))
 
 
@@ -170,9 +174,12 @@ def _next(world: World, rng: np.random.Generator) -> Question:
     i = int(rng.integers(len(world.cards) - 1))
     before, card = world.cards[i].color, world.cards[i + 1].color
     wrong = tuple(c for c in COLORS if c not in (before, card))
-    return Question(
-        f"Which card comes after the {before} one?", card, wrong, f"after {before} comes"
-    )
+    return Question(f"Which card comes after the {before} one?", card, wrong, _follows(before))
+
+
+def _follows(color: str) -> str:
+    """What a think says before the card that comes next: its colour last, so that one step of attention finds what follows it, as in the list of cards."""
+    return f"after {color}"
 
 
 def _exists(world: World, rng: np.random.Generator) -> Question:
@@ -281,7 +288,8 @@ def make_trajectory(
     for number, card in enumerate(question.looks, start=1):
         sight = shown[card]
         call = Call(float(sight.start), float(sight.end), "fine")
-        look = f"{think} look at {_timed(sight)}."
+        found = f"{question.found[number - 1]}. " if question.found else ""
+        look = f"{think} {found}look at {_timed(sight)}."
         turns.append(
             Turn("call", f"<think>{look}</think>\n{format_call(call, decimals=0)}", call=call)
         )

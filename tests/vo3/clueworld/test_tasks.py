@@ -1,5 +1,6 @@
 """Questions, their truth, and the tokenizer that must hold every word of them."""
 
+import collections
 import dataclasses
 import json
 import re
@@ -87,6 +88,8 @@ def test_answers_by_hand():
     assert (total.answer, total.said) == ("4", "the sum of 2 and 2 is")
     higher = tasks.compared(world.card("orange"), world.card("white"))
     assert (higher.answer, higher.choices) == ("white", ("orange",))
+    assert higher.said == "1 orange 2 white higher 2"
+    assert ends.found == ("first is orange", "last is white")
     for kind, text, answers in (
         (
             "next",
@@ -194,6 +197,31 @@ def test_rows_of_text_alone_show_nothing():
     text = TOKENIZER.decode(batch.ids[0])
     for a, b, total in re.findall(r"sum of (\d) and (\d) is (\d)", text):
         assert int(a) + int(b) == int(total)
-    for p, a, q, b, high in re.findall(r"(\w+) (\d) or (\w+) (\d) is (\w+)", text):
-        assert high == (p if int(a) > int(b) else q)
-    assert "sum of" in text and " or " in text and "A " in text
+    compared = r"(\d) (\w+) (\d) (\w+) higher (\d) (\w+)"
+    for a, p, b, q, digit, high in re.findall(compared, text):
+        assert (digit, high) == max((a, p), (b, q))
+    assert "sum of" in text and " higher " in text and "A " in text
+
+
+def test_stated_rows_answer_from_what_stands_before():
+    config = DataConfig(worlds=4, length=900, transcripts=0, lookups=12, trajectories=False, ordered=0.5, matched=0.0, stated=True)  # fmt: skip
+    batch = make_stream(config).batch(0)
+    assert (batch.feature_index == -1).all()
+    found = collections.Counter()
+    for row in batch.ids:
+        for example in TOKENIZER.decode(row).split("<|im_start|>user\n")[1:]:
+            digits = dict(re.findall(r"the (\w+) card shows (\d)", example))
+            for pair in re.findall(r"sum of (\d) and (\d) is", example):
+                assert pair == tuple(digits.values()) or len(set(pair)) == len(digits) == 1
+                found["sum"] += 1
+            for a, p, b, q in re.findall(r"(\d) (\w+) (\d) (\w+) higher", example):
+                assert (digits[p], digits[q]) == (a, b)
+                found["higher"] += 1
+            for listed, which, color in re.findall(r"cards (.+?)\. (first|last) is (\w+)", example):
+                assert f"comes {which}?" in example
+                assert color == listed.split()[0 if which == "first" else -1]
+                found[which] += 1
+    assert set(found) == {"sum", "higher", "first", "last"}
+    # What an earlier turn would say carries no loss.
+    text = lambda where: TOKENIZER.decode(batch.ids[where])
+    assert "shows" in text(batch.weight == 0) and "shows" in text(batch.weight > 0)
