@@ -10,6 +10,7 @@ import numpy as np
 from vo3.video.container import Probe, video_stream
 from vo3.video.deadline import Deadline
 from vo3.video.errors import VideoError
+from vo3.video.pages import frame_pages
 from vo3.video.reader import FrameReader, Shown, packets
 from vo3.video.resize import resize
 from vo3.video.source import Source
@@ -122,7 +123,7 @@ class _Reading:
         targets = wanted + self._probe.origin
         self._reader.threads(frames_per_run=self._frames_per_run(targets))
         self._reader.only(targets.tolist(), self._slack)
-        frames = np.empty((len(targets), height, width, 3), np.uint8)
+        frames = frame_pages(len(targets), height, width)
         times = np.empty(len(targets), np.float64)
         convert = _Converter(self._probe, height, width)
         kept: Shown | None = None

@@ -15,6 +15,7 @@ from PIL import Image
 from vo3.video.deadline import Deadline
 from vo3.video.decode import Decoded
 from vo3.video.errors import VideoError
+from vo3.video.pages import frame_pages
 from vo3.video.resize import resize
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
@@ -58,7 +59,7 @@ class FrameFiles:
         Raises:
           VideoError: kind "missing", "corrupt" or "timeout".
         """
-        frames = np.empty((len(indices), height, width, 3), np.uint8)
+        frames = frame_pages(len(indices), height, width)
         before, opened = -1, 0
         for i, index in enumerate(indices.tolist()):
             deadline.check()

@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import pickle
+import random
 import threading
 import time
 
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import video_makers
 
-from vo3.video import VideoCrop, VideoError
+from vo3.video import CropPolicy, VideoCrop, VideoError
 from vo3.video import source as sources
 from vo3.video.deadline import Deadline, within
 
@@ -273,6 +274,51 @@ def test_memory_stays_flat(video):
 
     before = some(40)
     assert some(150) - before < 24 << 20
+    assert threading.active_count() < 40
+
+
+def test_a_clip_that_nobody_holds_gives_its_memory_back(video):
+    """Also when the next call runs on another thread, whose allocator knows nothing of what was freed."""
+    crop = VideoCrop(video("gop250.mp4"), CropPolicy(crop_min=6000))
+    process = psutil.Process()
+    for start in range(5):
+        clip = crop.crop(start, start + 6, "fine")
+        size = clip.frames.nbytes
+        held = process.memory_info().rss
+        del clip
+        gc.collect()
+        assert size > 16 << 20
+        assert held - process.memory_info().rss > 0.9 * size
+
+
+@pytest.mark.soak
+def test_memory_over_a_thousand_random_windows(tmp_path):
+    """720p: at no moment more than the frames of the window and 64 MB over the start, and no growth."""
+    path = tmp_path / "large.mp4"
+    video_makers.write(path, frames=1500, height=720, width=1280, image=video_makers.large_picture)
+    crop = VideoCrop(path)
+    process, rng = psutil.Process(), random.Random(0)
+    gc.collect()
+    before, most, levels = process.memory_info().rss, [0], []
+    done = threading.Event()
+
+    def watch():
+        while not done.wait(0.002):
+            most[0] = max(most[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    size = 0
+    try:
+        for _ in range(1000):
+            start = rng.uniform(0, crop.duration - 10)
+            size = max(size, crop.crop(start, start + 10, "fine").frames.nbytes)
+            levels.append(process.memory_info().rss)
+    finally:
+        done.set()
+        watcher.join()
+    assert most[0] - before <= size + (64 << 20)
+    assert np.median(levels[900:]) - np.median(levels[100:200]) < 4 << 20
     assert threading.active_count() < 40
 
 
