@@ -216,7 +216,7 @@ def _costs(trajectory: Trajectory) -> Markup:
                 tag("i", class_=name),
                 f"{name} ",
                 tag("b", f"{n:,}"),
-                f" {100 * n / total:.0f} %",
+                f" tokens, {100 * n / total:.0f}\u00a0%",
             )
             for name, n in parts
         ],

@@ -91,7 +91,7 @@ def step(
 def _cost(turn: Turn) -> list[str]:
     lines = []
     if turn.ids is not None:
-        lines.append(f"{len(turn.ids):,} tokens")
+        lines.append(f"{len(turn.ids):,} {'token' if len(turn.ids) == 1 else 'tokens'}")
     if turn.observations:
         lines.append(f"{sum(o.tokens for o in turn.observations):,} tokens")
     if turn.seconds is not None:
@@ -142,18 +142,12 @@ def _answer(trajectory: Trajectory, answer: str, right: bool | None) -> Markup:
 
 def _seen(observation: Observation, clip: Clip | None) -> Markup:
     o = observation
+    size = f"{o.width}\u00a0\u00d7\u00a0{o.height}\u00a0pixels"
     if o.media == "image":
-        what = f"an image, {o.width} \u00d7 {o.height} pixels, {o.tokens:,} tokens"
-    elif o.index == 0:
-        what = (
-            f"the whole video in {len(o.times)} frames, {rate(o.fps)}, "
-            f"{o.width} \u00d7 {o.height} pixels: {o.tokens:,} tokens"
-        )
+        what = f"an image, {size}, {o.tokens:,} tokens"
     else:
-        what = (
-            f"{window(o.start, o.end)} in {len(o.times)} frames, {rate(o.fps)}, "
-            f"{o.width} \u00d7 {o.height} pixels: {o.tokens:,} tokens"
-        )
+        span = "the whole video" if o.index == 0 else window(o.start, o.end)
+        what = f"{span} in {len(o.times)} frames, {rate(o.fps)}, {size}: {o.tokens:,} tokens"
     caption = tag("p", what, class_="note")
     if clip is None:
         return caption

@@ -90,7 +90,7 @@ def test_the_page_tells_the_whole_story():
     ):  # fmt: skip
         assert words in page.text, words
     # Tokens: overview 32 temporal patches of 1 x 2; clips 2 x (3 x 6) each; written 3 + 3 + 1 + 2.
-    assert "overview 64 44 %" in page.text
+    assert "overview 64 tokens, 44 %" in page.text
     assert "clips 72" in page.text
     assert "written 9" in page.text
     assert "3.60 s" in page.text  # 0.5 + 2 * (1.0 + 0.1) + 0.2 + 0.0 + 0.7
