@@ -75,7 +75,7 @@ picture: demo  ## renew the README's pictures from the demo's page (needs chromi
 	@mkdir -p docs
 	for scheme in 1:light 0:dark; do
 	  chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1.5 \
-	    --blink-settings=preferredColorScheme=$${scheme%%:*} --window-size=1200,790 \
+	    --blink-settings=preferredColorScheme=$${scheme%%:*} --window-size=1200,990 \
 	    --screenshot=docs/demo-$${scheme##*:}.png file://$(CURDIR)/out/demo.html 2>/dev/null
 	done
 
