@@ -6,6 +6,7 @@ import hmac
 import logging
 import secrets
 import time
+import urllib.parse
 from collections.abc import Collection, Sequence
 
 from fastapi import Request
@@ -84,10 +85,8 @@ class Guard:
           ApiError: 401 or 403.
         """
         host = request.headers.get("host", "")
-        try:
-            name = request.url.hostname or ""
-        except ValueError:
-            name = host
+        # Never by `request.url`, which frameworks put together from this header: it says who is called, and must not say what for.
+        name, path = hostname(host), request.scope["path"]
         if self._names is not None and name not in self._names:
             # Somebody's page may make its own name lead here; without a key the name is all that tells it apart.
             raise ApiError(403, "wrong_host", f"this server is not called {name[:60]!r}; use localhost, or start it with a key")  # fmt: skip
@@ -95,7 +94,7 @@ class Guard:
         changes = request.method not in ("GET", "HEAD")
         if changes and origin is not None and origin.partition("://")[2] != host:
             raise ApiError(403, "wrong_origin", "the page of another site may not ask here; use the server's own page or a client")  # fmt: skip
-        if self._keys and request.url.path not in OPEN:
+        if self._keys and path not in OPEN:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             known = [hmac.compare_digest(given, own) for own in self._keys]  # always all of them
@@ -104,6 +103,14 @@ class Guard:
                 raise ApiError(
                     401, "invalid_api_key", f"the API key is {what}; send it as 'Authorization: Bearer KEY'",
                     headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+
+
+def hostname(host: str) -> str:
+    """The name in a Host header, without its port; nothing where it is none."""
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _known(path: str) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import time
+import types
 
 import httpx
 import openai
 import pytest
+from prometheus_client import Counter
 from serve_fakes import ANSWER, LOOK, ScriptedEngine, ask, data_url, without
 
+from vo3.serve.guard import Guard
 from vo3.trajectory import Trajectory
 
 PATH = "/v1/chat/completions"
@@ -276,8 +280,32 @@ def test_the_page_of_another_site_may_not_ask(url):
 def test_a_name_that_leads_here_is_not_enough(serve):
     url = serve(names=frozenset(("127.0.0.1", "localhost")))
     assert httpx.get(url + "/v1/models").status_code == 200
-    got = httpx.get(url + "/v1/models", headers={"host": "evil.example"})
-    assert (got.status_code, got.json()["error"]["code"]) == (403, "wrong_host")
+    # The last ones are no names at all: a framework may put the server's own in their place.
+    for name in ("evil.example", "evil.example:80", "localhost.evil.example", "[", "a b", "x/127.0.0.1", "localhost:99999999@evil"):
+        got = httpx.get(url + "/v1/models", headers={"host": name})
+        assert (got.status_code, got.json()["error"]["code"]) == (403, "wrong_host"), name
+    port = url.rpartition(":")[2]
+    assert httpx.get(url + "/v1/models", headers={"host": f"LOCALHOST:{port}"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["x/health?", "x/?", "x/health#", "/health?"])
+def test_no_host_header_opens_a_path_that_needs_a_key(host):
+    """Frameworks may put it into the URL; what is asked for stands in the request's first line alone."""
+    seen = []
+
+    async def inner(scope, receive, send):
+        seen.append(scope["path"])
+
+    async def send(message):
+        seen.append(message.get("status"))
+
+    guard = Guard(inner, keys=["key"], names=None, metrics=types.SimpleNamespace(requests=Counter("x", "x", ["path", "status"], registry=None)))  # fmt: skip
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "query_string": b"", "headers": [(b"host", host.encode())]}  # fmt: skip
+    asyncio.run(guard(scope, None, send))
+    assert seen[0] == 401 and "/v1/models" not in seen
+    scope |= {"path": "/health", "state": {}}
+    asyncio.run(guard(scope, None, send))
+    assert seen[-1] == "/health"
 
 
 def test_keys(serve, caplog):
