@@ -20,7 +20,6 @@ from vo3.video import CropPolicy, VideoCrop, VideoError
 
 _HOW = "give a path under the server's --root, a data URL, or upload the file with POST /v1/files"
 _PICTURES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/bmp": ".bmp"}
-_SCHEMES = ("data", "file", "http", "https", "file-id")
 
 
 class Media(Protocol):
@@ -162,7 +161,7 @@ def video(url: str, settings: Settings, uploads: Uploads, *, param: str) -> Medi
                 f"the data URL holds {shown(kind)}; pictures go into image_url", param=param
             )
         return Bytes(f"{len(data)} bytes of {shown(kind)}", data)
-    if url.startswith("file-"):
+    if uploads.is_id(url):  # and no file of a root that begins so
         return File(*uploads.find(url, param=param))
     if colon and scheme in ("http", "https"):
         return Fetched(shown(url, 200), fetch.check(url, settings.hosts, param=param), settings.limits.upload)  # fmt: skip

@@ -92,6 +92,11 @@ class Uploads:
                 self._remove(next(iter(self._files)))
         return found
 
+    @staticmethod
+    def is_id(name: str) -> bool:
+        """Whether a text has the form of an upload's id."""
+        return _ID.match(name) is not None
+
     def get(self, name: str, *, param: str | None = None) -> Upload:
         """The upload with this id.
 
@@ -99,8 +104,7 @@ class Uploads:
           ApiError: there is none, or none any more.
         """
         with self._lock:
-            if _ID.match(name) is None or name not in self._files:
-                raise ApiError(404, "file_not_found", f"there is no upload {shown(name)}, or none any more; upload the file again", param=param)  # fmt: skip
+            self._check(name, param)
             self._files.move_to_end(name)
             return self._files[name]
 
@@ -111,13 +115,17 @@ class Uploads:
 
     def remove(self, name: str) -> None:
         """Deletes an upload; see `get`."""
-        self.get(name)
         with self._lock:
+            self._check(name, None)
             self._remove(name)
 
     def close(self) -> None:
         """Deletes all of them."""
         self._folder.cleanup()
+
+    def _check(self, name: str, param: str | None) -> None:
+        if name not in self._files:
+            raise ApiError(404, "file_not_found", f"there is no upload {shown(name)}, or none any more; upload the file again", param=param)  # fmt: skip
 
     def _remove(self, name: str) -> None:
         # An open file stays readable until its reader is done.
