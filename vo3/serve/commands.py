@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     add_arg("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add_arg("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
     add_arg("--root", action="append", default=[], metavar="DIR", help="a folder whose videos may be asked about by path; may be repeated")  # fmt: skip
-    add_arg("--allow-host", action="append", default=[], metavar="HOST", help="a host that videos may be fetched from; may be repeated")  # fmt: skip
+    add_arg("--allow-host", action="append", default=[], metavar="HOST[:PORT]", help="a host that videos may be fetched from; without PORT at the usual one; may be repeated")  # fmt: skip
     add_arg("--key-file", metavar="PATH", help="API keys of clients, one a line; or set VO3_API_KEY")  # fmt: skip
     add_arg("--slots", type=int, default=4, metavar="N", help="questions answered at a time (default: %(default)s)")  # fmt: skip
     add_arg("--queue", type=int, default=64, metavar="N", help="questions that wait; more get 429 (default: %(default)s)")  # fmt: skip

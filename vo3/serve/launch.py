@@ -6,6 +6,9 @@ import argparse
 import logging
 import os
 import socket
+import threading
+import time
+import urllib.parse
 from typing import Any
 
 import uvicorn
@@ -74,11 +77,27 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(
         model=args.model_name or os.path.basename(args.checkpoint.rstrip("/")) or args.checkpoint,
         roots=roots,
-        hosts=frozenset(host.lower().strip("[]") for host in args.allow_host),
+        hosts=frozenset(map(host_of, args.allow_host)),
         keys=keys,
         names=frozenset(("localhost", "127.0.0.1", "::1", args.host)) if local else None,
         limits=limits,
     )
+
+
+def host_of(text: str) -> str:
+    """`--allow-host` as `fetch.check` takes it.
+
+    Raises:
+      ServeError: it is a URL, or its port is none.
+    """
+    try:
+        parts = urllib.parse.urlsplit(f"//{text}" if text.count(":") < 2 or "[" in text else f"//[{text}]")  # fmt: skip
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or parts.path or "@" in text:
+        raise ServeError(f"--allow-host {text} is no HOST or HOST:PORT; write it without https:// and path")  # fmt: skip
+    return host if port is None else f"{host}:{port}"
 
 
 def load(args: argparse.Namespace) -> Any:

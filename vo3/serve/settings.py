@@ -48,7 +48,7 @@ class Settings:
     Attributes:
       model: the name it is asked for by.
       roots: folders, resolved, whose videos may be asked about.
-      hosts: names of hosts that videos may be fetched from; an address only where it is listed as one.
+      hosts: that videos may be fetched from, `host` or `host:port`, see `fetch.check`; an address only where it is listed as one.
       keys: of clients; none: everybody may ask.
       names: by which this machine may be called, where nobody needs a key; None: any.
       limits: see `Limits`.

@@ -37,6 +37,8 @@ def no_model(monkeypatch):
         (["--mesh", "tensor"], "AXIS=N"),
         (["--mesh", "depth=2"], "AXIS=N"),
         (["--mesh", "tensor=3"], "--mesh tensor=3"),
+        (["--mesh", "tensor=0"], "--mesh tensor=0"),
+        (["--allow-host", "https://example.com"], "without https://"),
         (["--checkpoint", "/no/such/model"], "/no/such/model"),
     ],
 )

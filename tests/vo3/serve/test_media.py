@@ -6,8 +6,10 @@ import builtins
 import contextlib
 import http.server
 import os
+import socket
 import threading
 import time
+import urllib.parse
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from serve_fakes import CROP, data_url
 
 from vo3.serve import fetch, media
+from vo3.serve.commands import ServeError
 from vo3.serve.errors import ApiError
+from vo3.serve.launch import host_of
 from vo3.serve.settings import Limits, Settings, resolve_roots
 from vo3.serve.uploads import Uploads
 from vo3.video import VideoError
@@ -84,6 +88,13 @@ def test_whatever_is_given_leads_inside_or_nowhere(root, pieces, absolute):
         return
     assert path.startswith(os.path.realpath(root) + os.sep)
     assert os.path.realpath(path) == path
+
+
+def test_a_file_may_be_called_as_uploads_are(tmp_path):
+    (tmp_path / "file-001.mp4").write_bytes(b"x")
+    settings = Settings("m", roots=resolve_roots([str(tmp_path)]))
+    found = media.video("file-001.mp4", settings, Uploads(settings.limits), param="x")
+    assert found.path == os.path.realpath(tmp_path / "file-001.mp4")
 
 
 def test_no_roots_no_files():
@@ -163,16 +174,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     video = b""
 
     def do_GET(self):
-        if self.path == "/slow":
+        if self.path in ("/slow", "/slow-head"):
             with contextlib.suppress(OSError):
-                self.send_response(200)
-                self.end_headers()
-                for _ in range(30):
+                if self.path == "/slow":
+                    self.send_response(200)
+                    self.end_headers()
+                else:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+                for _ in range(600):  # longer than any test waits
                     self.wfile.write(b"x")
                     time.sleep(0.05)
             return
-        code = {"/a.mp4?x=1%202": 200, "/moved": 302}.get(self.path, 404)
+        code = {"/a.mp4?x=1%202": 200, "/cut.mp4": 200, "/moved": 302}.get(self.path, 404)
         self.send_response(code)
+        if self.path == "/cut.mp4":
+            self.send_header("Content-Length", str(len(self.video) + 1))
         self.send_header("Location", "http://169.254.169.254/latest")
         self.end_headers()
         if code == 200:
@@ -193,6 +209,11 @@ def web(videos):
     server.server_close()
 
 
+def allowed(url: str) -> str:
+    """Host and port of an address."""
+    return urllib.parse.urlsplit(url).netloc
+
+
 def opened(url: str, hosts, **limits):
     settings = Settings("m", hosts=frozenset(hosts), limits=Limits(**limits))
     found = media.video(url, settings, Uploads(settings.limits), param="x")
@@ -204,7 +225,61 @@ def opened(url: str, hosts, **limits):
 
 
 def test_an_allowed_host_is_fetched_from(web):
-    assert opened(web + "/a.mp4?x=1%202", ["127.0.0.1"]).duration == 120
+    assert opened(web + "/a.mp4?x=1%202", [allowed(web)]).duration == 120
+
+
+def test_a_host_is_fetched_from_at_the_port_that_is_allowed_alone(web):
+    """Who may name a host may not knock at all of its doors."""
+    for url in (web + "/a.mp4", "https://127.0.0.1:80/a.mp4", "http://127.0.0.1:443/a.mp4"):
+        with pytest.raises(ApiError, match=r"--allow-host 127\.0\.0\.1:\d+") as caught:
+            fetch.check(url, {"127.0.0.1"}, param="x")
+        assert caught.value.status == 403
+    for url, hosts in (
+        ("http://127.0.0.1/a", {"127.0.0.1"}),
+        ("https://EXAMPLE.com:443/a", {"example.com"}),
+        ("http://[::1]:81/a", {host_of("[::1]:81")}),
+        ("http://[::1]/a", {host_of("::1")}),
+        ("https://example.com:8443/a", {host_of("Example.com:8443")}),
+    ):
+        assert fetch.check(url, hosts, param="x").text == url
+    for text in ("https://example.com", "example.com/videos", "example.com:x", "", "a@example.com"):
+        with pytest.raises(ServeError, match="--allow-host"):
+            host_of(text)
+
+
+def test_which_addresses_are_the_internets():
+    for address in ("10.0.0.1", "127.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "fe80::1%eth0", "fc00::1",
+                    "::ffff:127.0.0.1", "::ffff:a9fe:a9fe", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "ff02::1", "2002:7f00:1::"):  # fmt: skip
+        assert not fetch.is_public(address), address
+    for address in ("8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"):
+        assert fetch.is_public(address), address
+
+
+def test_a_name_is_looked_up_once_and_the_next_address_is_tried(web, monkeypatch):
+    """What a name leads to a moment later does not matter: the addresses that were checked are connected to."""
+    looked = []
+
+    def getaddrinfo(host, port, **_):
+        looked.append(host)
+        last = "127.0.0.1" if len(looked) == 1 else "169.254.169.254"
+        return [(0, 0, 0, "", (address, port)) for address in ("127.0.0.2", last)]
+
+    connected = []
+    connect = socket.create_connection
+
+    def create_connection(address, *rest):
+        connected.append(address[0])
+        if address[0] == "127.0.0.2":
+            raise ConnectionRefusedError
+        monkeypatch.undo()
+        return connect(address, *rest)
+
+    monkeypatch.setattr(fetch, "is_public", lambda address: address.startswith("127."))
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    port = urllib.parse.urlsplit(web).port
+    assert opened(f"http://films.example:{port}/a.mp4?x=1%202", [f"films.example:{port}"]).duration == 120  # fmt: skip
+    assert (looked, connected) == (["films.example"], ["127.0.0.2", "127.0.0.1"])
 
 
 @pytest.mark.parametrize(
@@ -212,27 +287,32 @@ def test_an_allowed_host_is_fetched_from(web):
     [
         ("/a.mp4", [], 403, "--allow-host"),
         ("/a.mp4", ["example.com"], 403, "--allow-host"),
-        ("/none", ["127.0.0.1"], 400, "answered 404"),
-        ("/moved", ["127.0.0.1", "169.254.169.254"], 400, "redirects are not followed"),
-        ("/slow", ["127.0.0.1"], 400, "took more than 1 s"),
+        ("/none", None, 400, "answered 404"),
+        ("/moved", None, 400, "redirects are not followed"),
+        ("/slow", None, 400, "took more than 1 s"),
+        ("/slow-head", None, 400, "took more than 1 s"),
+        ("/cut.mp4", None, 400, "cannot be fetched: IncompleteRead"),
     ],
 )
 def test_what_is_not_fetched(web, path, hosts, status, words):
+    began = time.monotonic()
     with pytest.raises(ApiError, match=words) as caught:
-        opened(web + path, hosts)
+        opened(web + path, [allowed(web), "169.254.169.254"] if hosts is None else hosts)
     assert caught.value.status == status
+    assert time.monotonic() - began < 15  # the slow ones go on for 30 s
 
 
 def test_a_video_on_the_web_that_is_too_large(web):
     with pytest.raises(ApiError) as caught:
-        opened(web + "/a.mp4?x=1%202", ["127.0.0.1"], upload=1000)
+        opened(web + "/a.mp4?x=1%202", [allowed(web)], upload=1000)
     assert caught.value.status == 413
 
 
 def test_a_name_that_leads_to_a_private_address(web):
     """Who owns a name decides where it leads; only an address that is itself allowed may be private."""
+    named = web.replace("127.0.0.1", "localhost")
     with pytest.raises(ApiError, match="private address") as caught:
-        opened(web.replace("127.0.0.1", "localhost") + "/a.mp4", ["localhost"])
+        opened(named + "/a.mp4", [allowed(named)])
     assert caught.value.status == 403
 
 
