@@ -87,7 +87,9 @@ class Server:
 
     async def page(self, _: Request) -> Response:
         """The page for people."""
-        return HTMLResponse(page.render(self.settings))
+        # Its key field is nothing to be shown inside of another site's page.
+        headers = {"Content-Security-Policy": "frame-ancestors 'none'", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}  # fmt: skip
+        return HTMLResponse(page.render(self.settings), headers=headers)
 
     async def health(self, _: Request) -> Response:
         """Whether questions are answered."""

@@ -19,7 +19,9 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
 def test_it_is_one_file_and_asks_nobody_else(serve):
-    text = httpx.get(serve()).text
+    answer = httpx.get(serve())
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    text = answer.text
     code = re.findall(r"<script>(.*?)</script>", text, re.S)
     assert len(code) == 1
     digest = base64.b64encode(hashlib.sha256(code[0].encode()).digest()).decode()
