@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from vo3.rollout.group import GroupRollout
 from vo3.rollout.group_counts import GroupCounts
 from vo3.serve.app import make_app
 from vo3.serve.commands import bind
+from vo3.serve.connections import Connection
 from vo3.serve.desk import Desk
 from vo3.serve.settings import Limits, Settings
 from vo3.serve.shelf import Shelf
@@ -149,10 +151,14 @@ def app(engine: ScriptedEngine, settings: Settings):
 
 
 @contextlib.contextmanager
-def running(app):
-    """The application on a free port of loopback; gives its address."""
+def running(app, *, send_buffer: int | None = None, connection=Connection):
+    """The application on a free port of loopback; gives its address. `send_buffer`: bytes that wait in the system for a client to read them."""
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    config = uvicorn.Config(
+        app, http=connection, log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -143,8 +143,12 @@ class Server:
 
     def _keep(self, file: fastapi.UploadFile, purpose: str):
         name, target = self.uploads.write()
-        with target:
-            shutil.copyfileobj(file.file, target, 1 << 20)
+        try:
+            with target:
+                shutil.copyfileobj(file.file, target, 1 << 20)
+        except OSError:  # the disk is full: what is there of it must not fill it further
+            self.uploads.drop(name)
+            raise
         return self.uploads.keep(name, file.filename or "video", purpose)
 
     async def file(self, request: Request) -> Response:
@@ -227,10 +231,18 @@ class Call:
         self._watch = asyncio.create_task(self._until_it_leaves(request))
 
     async def _until_it_leaves(self, request: Request) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self._server.metrics.left.inc()
-        self._ticket.put(ApiError(499, "client_left", "the client left"))
+        """Ends the question when nobody waits any more, and when its time is over: its handler may itself wait for a client that reads nothing."""
+        try:
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+        except TimeoutError:
+            limit = self._server.limits.request_s
+            end = ApiError(504, "timeout", f"no answer within {limit:g} s; ask again when fewer questions wait, or with fewer max_turns")  # fmt: skip
+        else:
+            self._server.metrics.left.inc()
+            end = ApiError(499, "client_left", "the client left")
+        self._ticket.end(end)
         self.close()  # a stream that has not begun has nobody else who would
 
     def close(self) -> None:
@@ -252,15 +264,10 @@ class Call:
         Raises:
           ApiError: it came to nothing, or takes too long.
         """
-        left = self._deadline - time.monotonic()
-        wait = left if patience_s is None else min(left, patience_s)
         try:
-            return await asyncio.wait_for(self._ticket.next(), max(0.0, wait))
+            return await asyncio.wait_for(self._ticket.next(), patience_s)
         except TimeoutError:
-            if time.monotonic() < self._deadline:
-                return None
-            limit = self._server.limits.request_s
-            raise ApiError(504, "timeout", f"no answer within {limit:g} s; ask again when fewer questions wait, or with fewer max_turns") from None  # fmt: skip
+            return None
 
     async def whole(self) -> Response:
         """The answer in one piece."""

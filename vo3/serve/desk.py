@@ -51,6 +51,13 @@ class Ticket:
         """The client does not wait any more."""
         self._left.set()
 
+    def end(self, error: ApiError) -> None:
+        """Nobody waits any more, or not for longer: the error is all that comes now. On the event loop."""
+        self.leave()
+        while not self._inbox.empty():  # frames of clips may be among it
+            self._inbox.get_nowait()
+        self._inbox.put_nowait(error)
+
     @property
     def gone(self) -> bool:
         """Whether nobody waits for it."""

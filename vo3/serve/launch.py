@@ -17,6 +17,7 @@ from vo3.rollout import GroupBuckets, GroupEngine, RolloutPolicy, Sampling
 from vo3.rollout.setting import own_crop, own_dialect
 from vo3.serve.app import make_app
 from vo3.serve.commands import ServeError, read_keys, warn
+from vo3.serve.connections import KEEP_ALIVE_S, Connection
 from vo3.serve.desk import Desk
 from vo3.serve.settings import MIB, Limits, Settings, is_loopback, resolve_roots
 from vo3.serve.shelf import Shelf
@@ -44,8 +45,8 @@ def run(args: argparse.Namespace, listener: socket.socket) -> int:
         settings,
     )
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False,
-        timeout_keep_alive=75,  # longer than clients keep theirs: who closes first decides who may lose a request
+        app, http=Connection, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         h11_max_incomplete_event_size=65536,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])

@@ -34,12 +34,13 @@ def starting(videos):
     """start(engine, limits={...}, keys=...) -> address of a server with a scripted engine."""
     with contextlib.ExitStack() as stack:
 
-        def start(engine=None, *, limits=None, **options) -> str:
+        def start(engine=None, *, limits=None, wire=None, **options) -> str:
             limits = Limits(**{"slots": 2, "queue": 2, "request_s": 20.0, **(limits or {})})
             options.setdefault("roots", (str(videos.resolve()),))
             settings = Settings(model="clueworld", limits=limits, **options)
             engine = engine or fakes.ScriptedEngine()
-            return stack.enter_context(fakes.running(fakes.app(engine, settings)))
+            app = fakes.app(engine, settings)
+            return stack.enter_context(fakes.running(app, **(wire or {})))
 
         yield start
 
