@@ -251,7 +251,7 @@
         target = make("p", { className: kind });
         this.body.append(target);
       }
-      target?.append(text);
+      target?.append(target.hasChildNodes() ? text : text.trimStart());  // a turn of its own needs no line break before it
     }
 
     draw(html) {

@@ -135,6 +135,7 @@ class Splitter:
         self._text, self._at = "", 0
         self._inside: str | None = None
         self._begun = False
+        self._thought = False
 
     def push(self, number: int, text: str) -> tuple[str, str]:
         """(kind, text) that may be shown now; kind is `think` or `answer`."""
@@ -184,6 +185,8 @@ class Splitter:
             return ""
         if not self._begun:
             piece = piece.lstrip()
+            if piece and kind == "think":  # on a line of its own, as in a whole answer
+                piece, self._thought = ("\n" if self._thought else "") + piece, True
         if whole:
             piece = piece.rstrip()
             self._begun = False

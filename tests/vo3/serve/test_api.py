@@ -67,7 +67,7 @@ def test_a_stream_says_the_same_in_pieces(serve):
     assert "".join(delta.content or "" for delta in deltas) == "B"
     thoughts = [getattr(delta, "reasoning_content", None) for delta in deltas]
     assert len(list(filter(None, thoughts))) > 4
-    assert "".join(t or "" for t in thoughts) == "I look closer.It shows six, I am sure."
+    assert "".join(t or "" for t in thoughts) == "I look closer.\nIt shows six, I am sure."
     assert [chunk.choices[0].finish_reason for chunk in chunks[-3:-1]] == [None, "stop"]
     assert chunks[-2].vo3["trajectory"]["answer"] == "B"
     assert len({chunk.id for chunk in chunks}) == 1

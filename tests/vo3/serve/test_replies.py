@@ -46,25 +46,4 @@ def test_no_text_breaks_it_and_no_call_is_shown(words, sizes):
 def test_turns_do_not_run_into_each_other():
     splitter = Splitter(get_dialect("video-o3"))
     assert splitter.push(2, "<think>one") == ("think", "one")
-    assert splitter.push(4, "two<think>three") == ("think", "three")
-
-
-@pytest.mark.parametrize(
-    ("text", "question", "options"),
-    [
-        ("What?\nA. red\nB. blue", "What?", {"A": "red", "B": "blue"}),
-        ("What?\n(A) red\n(B) blue\n", "What?", {"A": "red", "B": "blue"}),
-        ("What?\nOptions:\nA) x\nB) y\nC) z", "What?", {"A": "x", "B": "y", "C": "z"}),
-        ("What?\n A: x \n B: y", "What?", {"A": "x", "B": "y"}),
-        ("What?\nA. x\nB. y\nAnswer with a letter.", "What?\nAnswer with a letter.", {"A": "x", "B": "y"}),
-        ("A. first point\nB. second\nnow\nA. x\nB. y", "A. first point\nB. second\nnow", {"A": "x", "B": "y"}),
-        ("What?\nA. red", "What?\nA. red", None),
-        ("What?\nB. red\nC. blue", "What?\nB. red\nC. blue", None),
-        ("What?\nA. red\nC. blue", "What?\nA. red\nC. blue", None),
-        ("Is A. better than\nB. or not?", "Is A. better than\nB. or not?", None),
-        ("A.red\nB.blue", "A.red\nB.blue", None),
-        ("", "", None),
-    ],
-)  # fmt: skip
-def test_options_in_a_text(text, question, options):
-    assert split_options(text) == (question, options)
+    assert splitter.push(4, "two<think>three") == ("think", "\nthree")
