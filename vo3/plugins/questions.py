@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
+from vo3.chat.options import find_options
 from vo3.evals import config as config_lib
 from vo3.evals import runner
 from vo3.evals.asking import Asked
@@ -16,38 +16,19 @@ from vo3.evals.journal import Journal
 from vo3.train.config import ConfigError, override
 from vo3.trajectory import Task, Trajectory
 
-# "A. text", "(A) text", "A) text", "A: text", on a line of its own.
-_OPTION = re.compile(r"\s*\(?([A-Z])[.):]\)?\s+(\S.*?)\s*$")
-
 
 def split_question(text: str) -> tuple[str, dict[str, str] | None]:
     """A prompt's question and its lettered options.
 
-    Options are the last run of lines lettered A, B, C, ... in order, at least two. What stands behind them tells how to answer, which
-    the prompt pack does already, and is left out.
+    What stands behind the options (see `find_options`) tells how to answer, which the prompt pack does already, and is left out.
 
     Returns:
       The text before the options and the options; the whole text and None where there are none.
     """
-    lines = text.strip().splitlines()
-    found: tuple[int, dict[str, str]] | None = None
-    for first, line in enumerate(lines):
-        if not (match := _OPTION.match(line)) or match[1] != "A":
-            continue
-        options: dict[str, str] = {}
-        for following in lines[first:]:
-            match = _OPTION.match(following)
-            if not match or match[1] != chr(ord("A") + len(options)):
-                break
-            options[match[1]] = match[2]
-        if len(options) > 1:
-            found = first, options
-    if found is None:
+    found = find_options(text)
+    if found is None or not found.before:
         return text.strip(), None
-    first, options = found
-    question = "\n".join(lines[:first]).strip()
-    question = re.sub(r"\n?(?:Options|Choices|Candidates):\s*$", "", question).strip()
-    return (question, options) if question else (text.strip(), None)
+    return found.before, found.options
 
 
 def settings_of(given: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from vo3.agent import lettered
+from vo3.chat.options import find_options
 from vo3.rollout.errors import OptionError
 from vo3.serve import media
 from vo3.serve.errors import ApiError, invalid, shown
-from vo3.serve.options import split_options
 from vo3.serve.settings import Settings
 from vo3.serve.uploads import Uploads
 
@@ -255,8 +255,10 @@ def _options(given: Any, text: str) -> tuple[dict[str, str] | None, str]:
     if given is False:
         return None, text
     if given is None:
-        question, options = split_options(text)
-        return options, question
+        found = find_options(text)
+        if found is None:
+            return None, text.strip()
+        return found.options, "\n".join(filter(None, (found.before, found.after)))
     try:
         options = lettered(given)
     except OptionError as error:

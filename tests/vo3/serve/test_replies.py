@@ -1,13 +1,11 @@
-"""Turns split as they are written, options read from a text, settings of the command."""
+"""Turns split into what is thought and what is answered, as they are written."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vo3.chat.dialects import get_dialect
-from vo3.serve.options import split_options
 from vo3.serve.replies import Splitter
 
 _WORDS = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "<grounding>{}</grounding>", "a", "<", "/", " ", "\n", "think>", "</ans", "Ü", "wer>"])  # fmt: skip

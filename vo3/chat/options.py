@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import string
 
@@ -11,15 +12,22 @@ _LINE = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[.):])\s+(\S.*?)\s*$")
 _HEADING = re.compile(r"\s*(?:the\s+)?(?:answer\s+)?(?:options|choices|candidates)\s*:?\s*$", re.I)
 
 
-def split_options(text: str) -> tuple[str, dict[str, str] | None]:
-    """The question and its options.
+@dataclasses.dataclass(frozen=True)
+class Lettered:
+    """A text around its options.
 
-    Options are two or more lines in a row, lettered A, B, C, ... in order; the last such block counts. What stands before and after
-    it is the question.
-
-    Returns:
-      The question without them, and letter -> text; the whole text and None where there are none.
+    Attributes:
+      before: it up to them, without a line that only announces them; after: what follows, without empty lines.
+      options: letter -> text.
     """
+
+    before: str
+    options: dict[str, str]
+    after: str
+
+
+def find_options(text: str) -> Lettered | None:
+    """The options of a text: two or more lines in a row, lettered A, B, C, ... in order; the last such block counts."""
     lines = text.splitlines()
     block: tuple[int, dict[str, str]] | None = None
     at = 0
@@ -29,13 +37,13 @@ def split_options(text: str) -> tuple[str, dict[str, str] | None]:
             block = (at, found)
         at += max(len(found), 1)
     if block is None:
-        return text.strip(), None
+        return None
     start, options = block
     before, after = lines[:start], lines[start + len(options) :]
     while before and (not before[-1].strip() or _HEADING.match(before[-1])):
         before.pop()
-    question = "\n".join([*before, *(line for line in after if line.strip())]).strip()
-    return question, options
+    rest = (line for line in after if line.strip())
+    return Lettered("\n".join(before).strip(), options, "\n".join(rest).strip())
 
 
 def _from(lines: list[str], start: int) -> dict[str, str]:
