@@ -16,10 +16,12 @@ from vo3.serve.errors import ApiError, invalid, shown
 from vo3.serve.settings import Settings
 from vo3.serve.uploads import Uploads
 
-# What changes no answer of this server, whatever it says.
+# What changes no answer of this server, whatever it says. The last ones are other servers': how a video is sampled and a prompt is laid out
+# are the agent's own here.
 _IGNORED = frozenset(
-    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "reasoning_effort",
-     "verbosity", "modalities")
+    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
+     "prompt_cache_retention", "reasoning_effort", "verbosity",
+     "media_io_kwargs", "mm_processor_kwargs", "chat_template_kwargs")
 )  # fmt: skip
 # What this server cannot do, and the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -37,7 +39,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
+    "modalities": (None, ["text"]),
     "audio": (None,),
+    "moderation": (None,),
     "prediction": (None,),
     "web_search_options": (None,),
 }
@@ -53,27 +57,36 @@ class _Closed(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
 
-class _Url(_Open):
+class _Url(_Closed):
     url: str
+    detail: str | None = None  # OpenAI's, for pictures; ignored: quotas decide on sizes
 
 
-class _File(_Open):
+class _File(_Closed):
     file_id: str | None = None
     file_data: str | None = None
     filename: str | None = None
 
 
-class _Part(_Open):
+# Both ways to write one thing are read as the longer one: a union would put its own words into errors.
+_AnyUrl = Annotated[_Url, pydantic.BeforeValidator(lambda given: {"url": given} if isinstance(given, str) else given)]  # fmt: skip
+
+
+class _Part(_Closed):
     type: str
     text: str | None = None
-    video_url: _Url | str | None = None
-    image_url: _Url | str | None = None
+    video_url: _AnyUrl | None = None
+    image_url: _AnyUrl | None = None
     file: _File | None = None
+
+
+def _as_parts(given: Any) -> Any:
+    return [{"type": "text", "text": given}] if isinstance(given, str) else given
 
 
 class _Message(_Open):
     role: str
-    content: str | list[_Part] | None = None
+    content: Annotated[list[_Part] | None, pydantic.BeforeValidator(_as_parts)] = None
 
 
 class Extension(_Closed):
@@ -178,9 +191,11 @@ def _validation(error: pydantic.ValidationError) -> ApiError:
     """The first fault, by its place in the request; what the client wrote there is not repeated."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(shown(part) for part in first["loc"]) or None
-    message = first["msg"]
+    unknown = first["type"] == "extra_forbidden"
+    message = "is not known here; remove it" if unknown else first["msg"]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return invalid(f"{where or 'the body'}: {shown(message, 200)}{more}", param=where)
+    code = "unknown_field" if unknown else "invalid_value"
+    return invalid(f"{where or 'the body'}: {shown(message, 200)}{more}", param=where, code=code)
 
 
 def _check_fields(request: ChatRequest) -> None:
@@ -207,10 +222,7 @@ def _parts(request: ChatRequest, settings: Settings, uploads: Uploads) -> tuple[
             raise invalid(
                 f"{where}.role is {shown(message.role)}; this model answers one question at a time: send the question alone, "
                 "in user messages, without earlier answers", param=f"{where}.role", code="unsupported_role")  # fmt: skip
-        parts = message.content
-        if isinstance(parts, str) or parts is None:
-            parts = [_Part(type="text", text=parts or "")]
-        for index, part in enumerate(parts):
+        for index, part in enumerate(message.content or ()):
             at = f"{where}.content.{index}"
             if part.type in ("text", "input_text"):
                 texts.append(part.text or "")
@@ -233,10 +245,10 @@ def _parts(request: ChatRequest, settings: Settings, uploads: Uploads) -> tuple[
     return "\n".join(text for text in texts if text.strip()), found
 
 
-def _url(given: _Url | str | None, at: str) -> str:
+def _url(given: _Url | None, at: str) -> str:
     if given is None:
         raise invalid(f"{at} has no address; write it as {{'url': ...}}", param=at)
-    return given if isinstance(given, str) else given.url
+    return given.url
 
 
 def _file(file: _File | None, settings: Settings, uploads: Uploads, at: str) -> media.Media:

@@ -124,6 +124,35 @@ def test_sampling_and_limits_are_the_requests_own_up_to_the_servers(serve):
     assert most.policy.max_new_tokens == engine.policy.max_new_tokens
 
 
+def test_every_parameter_of_the_client_is_read_refused_or_known_to_change_nothing():
+    """A new one of OpenAI's is a decision to take, not an `unknown field`."""
+    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    given = set(inspect.signature(openai.resources.chat.Completions.create).parameters) - own
+    known = set(request.ChatRequest.model_fields), request._IGNORED, set(request._NEUTRAL)
+    assert given <= set.union(*known)
+    assert sum(map(len, known)) == len(set.union(*known))
+
+
+def test_what_asks_for_nothing_is_taken(serve):
+    """What clients send without being told to."""
+    nothing = {
+        "n": 1, "stop": None, "presence_penalty": 0, "logit_bias": {}, "logprobs": False, "response_format": {"type": "text"},
+        "tools": [], "tool_choice": "auto", "modalities": ["text"], "parallel_tool_calls": True, "store": False, "user": "me",
+        "reasoning_effort": "low", "stream": None, "temperature": None, "max_tokens": None, "seed": None,
+    }  # fmt: skip
+    url = serve()
+    assert httpx.post(url + PATH, json=ask(**nothing)).json()["choices"][0]["message"]["content"] == "B"  # fmt: skip
+    body = {k: v for k, v in ask(**nothing).items() if k != "vo3"}
+    assert client(url).chat.completions.create(**body).choices[0].message.content == "B"
+    plain = {"model": "clueworld", "messages": [
+        {"role": "system", "content": "Answer in one word."},
+        {"role": "user", "name": "me", "content": [{"type": "video_url", "video_url": "a.mp4"}]},
+        {"role": "user", "content": "Which digit?"},
+    ]}  # fmt: skip
+    got = httpx.post(url + PATH, json=plain).json()
+    assert got["vo3"]["trajectory"]["task"]["question"] == "Answer in one word.\nWhich digit?"
+
+
 def test_every_way_to_give_a_video(serve, videos):
     url = serve()
     api = client(url)
@@ -217,9 +246,20 @@ WRONG = {
     "two answers": (ask(n=2), 400, "unsupported_value", "n: not supported"),
     "tools": (ask(tools=[{"type": "function"}]), 400, "unsupported_value", "tools"),
     "a typo": (ask(temprature=1), 400, "unknown_field", "temperature"),
-    "a typo in vo3": (ask(vo3={"option": ["a"]}), 400, "invalid_value", "vo3.option"),
+    "a typo in vo3": (ask(vo3={"option": ["a"]}), 400, "unknown_field", "vo3.option"),
     "one option": (ask(vo3={"options": ["red"]}), 400, "invalid_value", "no choice"),
     "options out of order": (ask(vo3={"options": {"B": "x", "A": "y"}}), 400, "invalid_value", "A, B"),
+    "a typo in a part": (
+        {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a.mp4", "fps": 2}}]}]}, 400, "unknown_field",
+        "messages.0.content.0.video_url.fps: is not known",
+    ),
+    "a number as a text": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, 400, "invalid_value", "messages.0.content.0.text: ",
+    ),
+    "sound": (ask(modalities=["text", "audio"]), 400, "unsupported_value", "modalities: not supported"),
+    "a stop": (ask(stop=["\n"]), 400, "unsupported_value", "stop: not supported"),
+    "JSON": (ask(response_format={"type": "json_object"}), 400, "unsupported_value", "response_format"),
+    "probabilities": (ask(logprobs=True), 400, "unsupported_value", "logprobs"),
     "a part of another kind": (
         {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "invalid_value", "input_audio",
     ),
@@ -290,7 +330,15 @@ def test_a_name_that_leads_here_is_not_enough(serve):
     url = serve(names=frozenset(("127.0.0.1", "localhost")))
     assert httpx.get(url + "/v1/models").status_code == 200
     # The last ones are no names at all: a framework may put the server's own in their place.
-    for name in ("evil.example", "evil.example:80", "localhost.evil.example", "[", "a b", "x/127.0.0.1", "localhost:99999999@evil"):
+    for name in (
+        "evil.example",
+        "evil.example:80",
+        "localhost.evil.example",
+        "[",
+        "a b",
+        "x/127.0.0.1",
+        "localhost:99999999@evil",
+    ):
         got = httpx.get(url + "/v1/models", headers={"host": name})
         assert (got.status_code, got.json()["error"]["code"]) == (403, "wrong_host"), name
     port = url.rpartition(":")[2]
