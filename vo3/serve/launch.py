@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import socket
 import threading
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, listener: socket.socket) -> int:
     model = load(args)
     engine = engine_of(model, args, settings.limits)
     if args.warm_up:
-        warn(f"compiled {engine.warm_up(live=True)} programs")
+        warm_up(engine)
     host, port = listener.getsockname()[:2]
     if not settings.keys and not is_loopback(args.host):
         warn(f"anybody who reaches {host} may ask: no key is set; set VO3_API_KEY or --key-file")
@@ -116,11 +117,12 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def mesh_of(text: str) -> Any:
-    """`data=2,tensor=4` as a mesh; axes that are not named have size 1.
+    """`data=2,tensor=4` as a mesh of the first devices; axes that are not named have size 1, and one of -1 takes all that are left.
 
     Raises:
       ServeError: an unknown axis, no number, or sizes that do not fit the devices.
     """
+    import jax
     import ml_collections
 
     from vo3.train.config import AXES, ConfigError
@@ -132,8 +134,13 @@ def mesh_of(text: str) -> Any:
         if axis not in sizes or not size.removeprefix("-").isdigit():
             raise ServeError(f"--mesh {text}: {part!r} is not AXIS=N with one of {', '.join(AXES)}")
         sizes[axis] = int(size)
+    # Unlike training, a server may leave devices to others.
+    devices, wanted = jax.devices(), math.prod(sizes.values())
+    if 0 < wanted < len(devices):
+        warn(f"--mesh {text} uses {wanted} of {len(devices)} devices")
+        devices = devices[:wanted]
     try:
-        return make_mesh(ml_collections.ConfigDict({"mesh": sizes}))
+        return make_mesh(ml_collections.ConfigDict({"mesh": sizes}), devices)
     except ConfigError as error:
         raise ServeError(f"--mesh {text}: {error}") from error
 
@@ -160,6 +167,25 @@ def engine_of(model: Any, args: argparse.Namespace, limits: Limits) -> GroupEngi
         )
     except ValueError as error:
         raise ServeError(str(error)) from error
+
+
+def warm_up(engine: GroupEngine, every_s: float = 10.0) -> None:
+    """Compiles all that questions can ask for, and tells now and then how far it is: with a large model this takes a while."""
+    began, done = time.monotonic(), threading.Event()
+    told = lambda: f"{engine.compilations} programs after {time.monotonic() - began:.0f} s"
+
+    def tell() -> None:
+        while not done.wait(every_s):
+            warn(f"warming up: {told()}")
+
+    teller = threading.Thread(target=tell, name="vo3-warm-up", daemon=True)
+    teller.start()
+    try:
+        engine.warm_up(live=True)
+    finally:
+        done.set()
+        teller.join()
+    warn(f"warm: {told()}")
 
 
 def desk_of(engine: GroupEngine, settings: Settings, crop: Any, temperature: float) -> Desk:

@@ -11,8 +11,14 @@ import time
 
 import httpx
 import pytest
+import serve_fakes as fakes
 
+import vo3.models
 from vo3 import cli
+from vo3.agent import VideoAgent
+from vo3.clueworld import tasks
+from vo3.clueworld.world import make_world
+from vo3.trajectory import Trajectory
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def no_model(monkeypatch):
         (["--key-file", "/no/such/file"], "/no/such/file"),
         (["--mesh", "tensor"], "AXIS=N"),
         (["--mesh", "depth=2"], "AXIS=N"),
-        (["--mesh", "tensor=3"], "--mesh tensor=3"),
+        (["--mesh", "tensor=16"], "--mesh tensor=16"),
         (["--mesh", "tensor=0"], "--mesh tensor=0"),
         (["--allow-host", "https://example.com"], "without https://"),
         (["--checkpoint", "/no/such/model"], "/no/such/model"),
@@ -72,30 +78,41 @@ def test_missing_packages_are_named(no_model, monkeypatch, capsys):
     assert "pip install 'vo3[serve]'" in capsys.readouterr().err
 
 
-def test_it_serves_until_it_is_told_to_end(tmp_path):
-    """The real command in a process of its own, with keys, a root and a mesh of two devices, ended by a signal."""
+def test_it_serves_until_it_is_told_to_end(tmp_path, videos):
+    """The real command in a process of its own, with keys, a root and a mesh of four devices of eight: a question gets the answer of one device."""
     (tmp_path / "keys").write_text("first\nsecond\n")
     command = [
-        sys.executable, "-m", "vo3.cli", "serve", "--port", "0", "--root", str(tmp_path), "--key-file", str(tmp_path / "keys"),
-        "--mesh", "data=2", "--slots", "2",
+        sys.executable, "-m", "vo3.cli", "serve", "--port", "0", "--root", str(videos), "--key-file", str(tmp_path / "keys"),
+        "--mesh", "data=2,tensor=2", "--slots", "2",
     ]  # fmt: skip
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
-            line = ""
+            line = said = ""
             while " on http://" not in line:
                 line = process.stderr.readline()
                 assert line, "it ended"
+                said += line
             url = line.split(" on ")[1].strip()
             assert wait_for(url + "/health")["model"] == "clueworld"
             assert httpx.get(url + "/v1/models").status_code == 401
             headers = {"Authorization": "Bearer second"}
             assert httpx.get(url + "/v1/models", headers=headers).json()["data"][0]["id"] == "clueworld"  # fmt: skip
+            [card] = make_world(fakes.WORLD, duration=fakes.SECONDS).cards[:1]
+            question = tasks.digit_question(card).text
+            body = fakes.ask(text=question, vo3={"max_turns": 2})
+            got = httpx.post(url + "/v1/chat/completions", json=body, headers=headers, timeout=600)
+            assert got.status_code == 200, got.text
+            found = Trajectory.from_json(got.json()["vo3"]["trajectory"])
+            alone = VideoAgent(vo3.models.load("clueworld")).ask(str(videos / "a.mp4"), question, max_turns=2)  # fmt: skip
+            assert [turn.ids for turn in found.turns] == [turn.ids for turn in alone.turns]
+            assert found.calls and found.answer == alone.answer == str(card.digit)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) in (0, -signal.SIGTERM)
         finally:
             process.kill()
         rest = process.stderr.read()
+    assert "--mesh data=2,tensor=2 uses 4 of 8 devices" in said
     assert "Traceback" not in rest and "second" not in rest and "req-" in rest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 
 import jax
 import openai
@@ -16,6 +17,7 @@ from vo3.clueworld.world import make_world
 from vo3.rollout import GroupBuckets, GroupEngine, Sampling
 from vo3.serve.app import make_app
 from vo3.serve.desk import Desk
+from vo3.serve.launch import warm_up
 from vo3.serve.settings import Limits, Settings
 from vo3.serve.shelf import Shelf
 from vo3.trajectory import Trajectory
@@ -46,14 +48,21 @@ def engine(model, compiled):
     return GroupEngine(model, buckets=BUCKETS, slots=2, rollouts=1)
 
 
-@pytest.fixture(scope="module")
-def api(model, engine, videos):
+@contextlib.contextmanager
+def client_of(engine, model, videos):
+    """The openai client of a server with an engine."""
     limits = Limits(slots=2, queue=8)
     settings = Settings("clueworld", roots=(str(videos.resolve()),), limits=limits)
     shelf = Shelf(model.crop_policy, timeout_s=60, duration=600)
     desk = Desk(engine, limits, shelf=shelf, sampling=Sampling())
     with fakes.running(make_app(desk, settings)) as url:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def api(model, engine, videos):
+    with client_of(engine, model, videos) as client:
+        yield client
 
 
 def questions() -> list[str]:
@@ -111,3 +120,23 @@ def test_a_seed_is_a_seed_whatever_else_is_asked(api):
         first, _, second, other = threads.map(ask, [{}, {"temperature": 0}, {}, {"seed": 8}])
     said = [words(Trajectory.from_json(a.vo3["trajectory"])) for a in (first, second, other)]
     assert said[0] == said[1] != said[2]
+
+
+def test_nothing_compiles_after_the_warm_up(model, videos, compiled, capfd):
+    """Greedy and drawn answers, streamed and whole, alone and beside each other, long and cut short."""
+    engine = GroupEngine(model, buckets=BUCKETS, slots=2, rollouts=1)
+    before = len(compiled)
+    warm_up(engine, every_s=0.05)
+    lines = capfd.readouterr().err.splitlines()
+    warm = engine.compilations
+    assert lines[-1].startswith(f"vo3 serve: warm: {warm} programs after ")
+    assert any("warming up: " in line for line in lines[:-1])
+    assert warm == len(compiled) - before >= 10
+    with client_of(engine, model, videos) as api:
+        changes = [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 0.7, "top_p": 0.9, "extra_body": {"vo3": {"top_k": 5}}}, {"max_tokens": 9}]  # fmt: skip
+        ask = lambda text, change: api.chat.completions.create(**fakes.ask(text=text) | change)
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            list(threads.map(ask, questions()[:4], changes))
+        ask(questions()[1], changes[1])
+        list(ask(questions()[0], {"stream": True}))
+    assert engine.compilations == warm == len(compiled) - before
