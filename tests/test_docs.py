@@ -54,6 +54,7 @@ RUN_BY = {
     "make clueworld-baselines": "tests/vo3/clueworld/test_baselines.py::test_the_recipe_of_a_baseline",
     "make clueworld-pictures": "tests/vo3/clueworld/test_pictures.py::test_the_command",
     "make clueworld-rl": "tests/vo3/train/test_grpo.py::test_the_embedded_model_learns_from_real_videos",
+    "make repository": "tests/notebooks/test_notebooks.py::test_the_repository_is_written_everywhere",
     "make ablate": "tests/vo3/clueworld/test_ablate.py::test_a_grid_end_to_end_and_again",
 }  # fmt: skip
 # Programs that no test runs, and why.

@@ -21,6 +21,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 REPOSITORY = re.search(
     r"research\.google\.com/github/([^/]+/[^/]+)/", (FOLDER.parent / "README.md").read_text()
 ).group(1)
+PUBLISHED = "you/vo3" if REPOSITORY.startswith("OWNER/") else REPOSITORY
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
@@ -87,7 +88,7 @@ def test_installing_leaves_the_runtimes_jax_alone(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", pip)
-    source = cell(read("evaluate.ipynb"), "install").source
+    source = cell(read("evaluate.ipynb"), "install").source.replace(REPOSITORY, PUBLISHED)
     if fails:
         with pytest.raises(SystemExit, match=r"beside the runtime's jax [\d.]+, which is kept"):
             exec(source, {})
@@ -95,10 +96,35 @@ def test_installing_leaves_the_runtimes_jax_alone(fails, tmp_path, monkeypatch):
         exec(source, {})
     (command,) = calls
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert command[-3:] == ["-c", "runtime-constraints.txt", f"vo3[eval,gcs,int8] @ git+https://github.com/{REPOSITORY}"]  # fmt: skip
+    assert command[-3:] == ["-c", "runtime-constraints.txt", f"vo3[eval,gcs,int8] @ git+https://github.com/{PUBLISHED}"]  # fmt: skip
     held = (tmp_path / "runtime-constraints.txt").read_text().splitlines()
     for name in ("jax", "jaxlib", "numpy"):
         assert f"{name}=={importlib.metadata.version(name)}" in held
+
+
+def test_a_copy_that_nobody_has_published_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    source = cell(read("evaluate.ipynb"), "install").source.replace(REPOSITORY, "OWNER/vo3")
+    with pytest.raises(SystemExit, match="whoever publishes vo3"):
+        exec(source, {})
+
+
+def test_the_repository_is_written_everywhere(tmp_path):
+    """`make repository`, on a copy: first from the placeholder, then from one address to another."""
+    root = FOLDER.parent
+    (tmp_path / "notebooks").mkdir()
+    files = ["README.md", "Makefile", *(f"notebooks/{path.name}" for path in NOTEBOOKS)]
+    for file in files:
+        (tmp_path / file).write_text((root / file).read_text())
+    for address in ("first.one/vo3-x", "another/vo3"):
+        subprocess.run(["make", "-s", "repository", f"REPOSITORY={address}"], cwd=tmp_path, check=True)  # fmt: skip
+        for file in files:
+            if file != "Makefile":
+                text = (tmp_path / file).read_text()
+                assert text.count(f"/{address}") == (root / file).read_text().count(f"/{REPOSITORY}")  # fmt: skip
+                assert f"/{REPOSITORY}" not in text
+    wrong = subprocess.run(["make", "-s", "repository"], cwd=tmp_path, capture_output=True, text=True, check=False)  # fmt: skip
+    assert wrong.returncode and "REPOSITORY=owner/name" in wrong.stdout
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
