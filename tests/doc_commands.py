@@ -25,13 +25,26 @@ from absl import app, flags
 from vo3 import cli
 from vo3.evals import config as evals_config
 from vo3.evals.commands import parse_settings
-from vo3.train.config import ConfigError
+from vo3.plugins.questions import settings_of
+from vo3.train.config import ConfigError, override
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # What a line of a block or a piece of code in the text begins with, if it is a command.
-_PROGRAMS = ("python", "vo3", "make", "pytest", "pip", "hf", "curl", "kubectl", "gcloud", "launch/")
+_PROGRAMS = (
+    "python",
+    "vo3",
+    "make",
+    "pytest",
+    "pip",
+    "lmms-eval",
+    "hf",
+    "curl",
+    "kubectl",
+    "gcloud",
+    "launch/",
+)
 _ASSIGNMENTS = re.compile(r"^(?:[A-Z_0-9]+=\S+ +)*")
 # Programs that are not ours; nothing of them is checked.
 FOREIGN = ("hf", "curl", "kubectl", "gcloud")
@@ -143,6 +156,19 @@ def commands() -> list[Command]:
     return found
 
 
+def overlooked() -> list[str]:
+    """Lines of code with flags that no command of ours begins: a program that is not known here, or a command that was cut off."""
+    return [
+        f"{page.relative_to(ROOT)}:{line}: {text}"
+        for page in PAGES
+        for line, kind, text in _pieces(page)
+        if kind == "line"
+        and re.search(r"(?:^|\s)--?[a-z]", text.split("  #")[0])
+        and not text.startswith("{")
+        and command(page, line, text) is None
+    ]
+
+
 def blocks() -> list[Block]:
     """Every stretch of Python."""
     return [
@@ -233,6 +259,8 @@ def check(command: Command) -> None:
             _pip(command.words[1:])
         elif first == "pytest":
             _pytest(command.words[1:])
+        elif first == "lmms-eval":
+            _lmms_eval(command.words[1:])
         else:
             _launcher(command)
     except Wrong as error:
@@ -293,6 +321,19 @@ def _pip(argv: tuple[str, ...]) -> None:
         for named in re.findall(r"(?:vo3|\.)\[([^\]]+)\]", word):
             if unknown := set(named.split(",")) - known:
                 raise Wrong(f"setup.py has no extra {sorted(unknown)}")
+
+
+def _lmms_eval(argv: tuple[str, ...]) -> None:
+    """Its flags are not ours, the model's arguments are."""
+    given = dict(zip(argv[::2], argv[1::2], strict=True))
+    if given["--model"] != "vo3":
+        return
+    settings = dict(pair.split("=", 1) for pair in given["--model_args"].split(","))
+    settings.pop("trajectories", None)
+    try:
+        evals_config.validate(override(evals_config.defaults(), **settings_of(settings)))
+    except ConfigError as error:
+        raise Wrong(str(error)) from error
 
 
 def _pytest(argv: tuple[str, ...]) -> None:

@@ -28,6 +28,7 @@ RUN_BY = {
     "vo3 compare": f"{_RUNNER}::test_the_command_end_to_end",
     "vo3 convert-config": "tests/vo3/train/test_convert_config.py::test_the_command_writes_a_config_that_runs",
     "vo3 serve": "tests/vo3/serve/test_command.py::test_it_serves_until_it_is_told_to_end",
+    "lmms-eval": "tests/vo3/plugins/test_lmms_eval_host.py::test_lmms_eval_gives_the_same_answers",
     "vo3.chat.importer": "tests/vo3/chat/test_importer.py::test_the_command",
     "vo3.clueworld.bounds": "tests/vo3/clueworld/test_bounds.py::test_the_command_end_to_end",
     "vo3.clueworld.evaluate": "tests/vo3/clueworld/test_evaluate.py::test_evaluation_end_to_end_and_again",
@@ -89,6 +90,10 @@ def test_every_page_has_commands_and_all_are_taken_by_their_parsers():
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_command_is_overlooked():
+    assert not doc_commands.overlooked()
+
+
 def test_python_on_the_pages_parses_and_its_imports_are_there():
     blocks = doc_commands.blocks()
     assert blocks
@@ -131,6 +136,7 @@ def test_a_test_runs_every_program():
         "python -m vo3.clueworld.evaluations --workdir=OUT",
         "TPU_NAME=x launch/tpu_vm.sh status",
         "launch/local.sh 2 --config=configs/debug.py --workdir=OUT --config.stepps=3",
+        "lmms-eval --model vo3 --model_args checkpont=DIR --tasks videomme",
     ],
 )
 def test_a_wrong_command_is_noticed(text):
