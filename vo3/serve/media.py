@@ -41,6 +41,9 @@ class Media(Protocol):
           ApiError: it cannot be fetched.
         """
 
+    def told(self, error: VideoError) -> VideoError:
+        """The error in the client's words: paths of this machine are not its business."""
+
     def close(self) -> None:
         """Lets go of what was kept for this request."""
 
@@ -54,10 +57,11 @@ class File:
 
     def open(self, crop: CropPolicy, timeout_s: float) -> VideoCrop:
         """See `Media.open`."""
-        try:
-            return VideoCrop(self.path, crop, timeout_s=timeout_s)
-        except VideoError as error:
-            raise renamed(error, self.path, self.label) from error
+        return VideoCrop(self.path, crop, timeout_s=timeout_s)
+
+    def told(self, error: VideoError) -> VideoError:
+        """See `Media.told`."""
+        return renamed(error, self.path, self.label)
 
     def close(self) -> None:
         """Nothing to do: the file stays."""
@@ -74,6 +78,10 @@ class Bytes:
     def open(self, crop: CropPolicy, timeout_s: float) -> VideoCrop:
         """See `Media.open`."""
         return VideoCrop(self.data, crop, timeout_s=timeout_s)
+
+    def told(self, error: VideoError) -> VideoError:
+        """See `Media.told`: it has no path."""
+        return error
 
     def close(self) -> None:
         """Lets go of the bytes."""
@@ -98,10 +106,11 @@ class Pictures:
             files.append(os.path.join(self._folder.name, f"{number:05d}{suffix}"))
             with open(files[-1], "wb") as file:
                 file.write(data)
-        try:
-            return VideoCrop(files, crop, frame_fps=self.fps, timeout_s=timeout_s)
-        except VideoError as error:
-            raise renamed(error, self._folder.name + os.sep, "image ") from error
+        return VideoCrop(files, crop, frame_fps=self.fps, timeout_s=timeout_s)
+
+    def told(self, error: VideoError) -> VideoError:
+        """See `Media.told`."""
+        return error if self._folder is None else renamed(error, self._folder.name + os.sep, "image ")  # fmt: skip
 
     def close(self) -> None:
         """Removes the files."""
@@ -123,10 +132,11 @@ class Fetched:
     def open(self, crop: CropPolicy, timeout_s: float) -> VideoCrop:
         """See `Media.open`."""
         self._file = fetch.download(self.url, limit=self.limit, timeout_s=timeout_s)
-        try:
-            return VideoCrop(self._file, crop, timeout_s=timeout_s)
-        except VideoError as error:
-            raise renamed(error, self._file, self.label) from error
+        return VideoCrop(self._file, crop, timeout_s=timeout_s)
+
+    def told(self, error: VideoError) -> VideoError:
+        """See `Media.told`."""
+        return renamed(error, self._file, self.label)
 
     def close(self) -> None:
         """Removes the file."""
@@ -136,7 +146,7 @@ class Fetched:
 
 
 def renamed(error: VideoError, path: str | None, label: str) -> VideoError:
-    """The error in the client's words: paths of this machine are not its business."""
+    """The error with a label in the place of a path."""
     if not path:
         return error
     return VideoError(

@@ -8,7 +8,7 @@ import threading
 
 from vo3.evals.asking import OverviewOnce
 from vo3.serve.errors import ApiError
-from vo3.serve.media import Media, renamed
+from vo3.serve.media import Media
 from vo3.video import Clip, CropPolicy, VideoCrop, VideoError
 from vo3.viewer.pictures import clock
 
@@ -18,8 +18,8 @@ _Key = tuple[str, int, int, int]
 class Named:
     """A video whose errors speak of it as its client does."""
 
-    def __init__(self, video: OverviewOnce, path: str | None, label: str):
-        self._video, self._path, self._label = video, path, label
+    def __init__(self, video: OverviewOnce, media: Media):
+        self._video, self._media = video, media
 
     @property
     def duration(self) -> float:
@@ -31,7 +31,7 @@ class Named:
         try:
             return self._video.overview()
         except VideoError as error:
-            raise renamed(error, self._path, self._label) from error
+            raise self._media.told(error) from error
 
     def crop(
         self, t0: float, t1: float, strategy: str | None, *, rate: float | None = None
@@ -40,7 +40,7 @@ class Named:
         try:
             return self._video.crop(t0, t1, strategy, rate=rate)
         except VideoError as error:
-            raise renamed(error, self._path, self._label) from error
+            raise self._media.told(error) from error
 
 
 class Shelf:
@@ -66,7 +66,10 @@ class Shelf:
           VideoError: it cannot be used.
           ApiError: it is too long, or cannot be fetched.
         """
-        return Named(self._find(media), media.path, media.label)
+        try:
+            return Named(self._find(media), media)
+        except VideoError as error:
+            raise media.told(error) from error
 
     def _find(self, media: Media) -> OverviewOnce:
         key = _stamp(media.path)

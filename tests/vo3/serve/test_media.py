@@ -14,6 +14,7 @@ import urllib.parse
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from serve_fakes import CROP, data_url
 
 from vo3.serve import fetch, media
@@ -21,6 +22,7 @@ from vo3.serve.commands import ServeError
 from vo3.serve.errors import ApiError
 from vo3.serve.launch import host_of
 from vo3.serve.settings import Limits, Settings, resolve_roots
+from vo3.serve.shelf import Shelf
 from vo3.serve.uploads import Uploads
 from vo3.video import VideoError
 
@@ -108,11 +110,30 @@ def test_a_root_that_is_no_folder(tmp_path):
         resolve_roots([str(tmp_path / "none")])
 
 
+SHELF = Shelf(CROP, timeout_s=10, duration=3600)
+
+
 def test_errors_speak_of_the_video_as_its_client_does(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
     with pytest.raises(VideoError, match=r"^mine is not a video") as caught:
-        media.File("mine", str(tmp_path / "a.mp4")).open(CROP, 10)
+        SHELF.open(media.File("mine", str(tmp_path / "a.mp4")))
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_errors_that_come_later_name_no_path_either(tmp_path, videos):
+    """What is wrong with a later picture, or a file that goes while it is open, shows when it is looked at."""
+    Image.new("RGB", (56, 56)).save(tmp_path / "x.png")
+    good = (tmp_path / "x.png").read_bytes()
+    pictures = media.Pictures("3 pictures", [(".png", good), (".png", b"no picture")] * 2, 1.0)
+    opened = SHELF.open(pictures)
+    with pytest.raises(VideoError, match=r"the frame image 00001\.png cannot be read") as caught:
+        opened.overview()
+    assert "vo3-frames" not in str(caught.value)
+    pictures.close()
+    fetched = media.Fetched("http://films.example/a.mp4", None, 1e9)
+    fetched._file = str(tmp_path / "vo3-fetched-x")
+    told = fetched.told(VideoError("corrupt", f"{fetched._file} breaks off", f"mend {fetched._file}"))  # fmt: skip
+    assert (told.message, told.remedy) == ("http://films.example/a.mp4 breaks off", "mend http://films.example/a.mp4")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -142,7 +163,7 @@ def test_data_urls():
 def test_pictures_are_removed_with_the_request():
     pictures = media.Pictures("2 pictures", [(".png", b"no picture")] * 2, 1.0)
     with pytest.raises(VideoError, match=r"the frame image 00000\.png cannot be read"):
-        pictures.open(CROP, 10)
+        SHELF.open(pictures)
     folder = pictures._folder.name
     assert len(os.listdir(folder)) == 2
     pictures.close()
@@ -300,6 +321,16 @@ def test_what_is_not_fetched(web, path, hosts, status, words):
         opened(web + path, [allowed(web), "169.254.169.254"] if hosts is None else hosts)
     assert caught.value.status == status
     assert time.monotonic() - began < 15  # the slow ones go on for 30 s
+
+
+def test_without_a_network(monkeypatch):
+    def getaddrinfo(*_, **__):
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ApiError, match=r"the host films\.example is not known") as caught:
+        opened("https://films.example/a.mp4", ["films.example"])
+    assert (caught.value.status, caught.value.code) == (400, "fetch_failed")
 
 
 def test_a_video_on_the_web_that_is_too_large(web):
