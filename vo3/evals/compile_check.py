@@ -30,13 +30,13 @@ import ml_collections
 from absl import app, flags
 from etils import epath
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
 from ml_collections import config_flags
 
 from pallas_kernels import tuning
 from vo3.attention import AttentionMesh
 from vo3.evals import config as config_lib
 from vo3.models import NAMES, CheckpointError, hf_io
+from vo3.models.hf_table import default_sharding
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from vo3.rollout.buckets import Buckets, GroupBuckets, smallest
 from vo3.rollout.group_programs import GroupPrograms
@@ -163,8 +163,7 @@ def _abstract(
         param_dtype=dtype,
         mesh=None if mesh is None else AttentionMesh(mesh),
     )
-    single = SingleDeviceSharding(device)
-    place = hf_io.default_sharding(mesh) if mesh is not None else lambda path, shape: single
+    place = default_sharding(mesh, device)
     laid = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(path, x.shape))
         for path, x in shapes.items()

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints to parameters and back, by one declarative table.
+"""Hugging Face checkpoints to parameters and back, by the table of `hf_table`.
 
 Read: every header is checked first; then each parameter is filled layer by layer, one device's piece at a time, straight
 into its target sharding. Host memory holds the parameters (where the devices are the host) and one tensor; where the decoder is
@@ -8,12 +8,9 @@ Written: one tensor at a time, with the Hub's key names.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
-import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -21,17 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from vo3.attention import AttentionMesh
 from vo3.models import hf_pieces
 from vo3.models import safetensors_io as st
+from vo3.models.hf_table import Entry, ShardingFn, default_sharding, scale_of, table
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig, int8
 from vo3.models.safetensors_io import CheckpointError
 
-Form = Literal["same", "transposed", "patches"]
 Quantize = Literal["int8"]
-ShardingFn = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -51,116 +47,6 @@ COMPANIONS = (
     "generation_config.json",
     "vo3.json",
 )
-
-_log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One parameter in both worlds.
-
-    Attributes:
-      ours: dotted path in the model's state.
-      theirs: key on the Hub; `{i}` is the layer of a stacked parameter.
-      form: how theirs becomes ours: "same"; "transposed" ([out, in] to [in, out]); "patches" (the 3-D convolution
-        [D, 3, 2, 14, 14] as a matrix [1176, D]).
-      axes: what the axes of ours are, without the layer axis; see `RULES`.
-    """
-
-    ours: str
-    theirs: str
-    form: Form = "same"
-    axes: tuple[str | None, ...] = (None,)
-
-    @property
-    def stacked(self) -> bool:
-        """Whether ours holds all layers."""
-        return "{i}" in self.theirs
-
-
-def _linear(
-    ours: str, theirs: str, axes: tuple[str | None, str | None], *, bias: bool
-) -> list[Entry]:
-    entries = [Entry(f"{ours}.kernel", f"{theirs}.weight", "transposed", axes)]
-    return entries + [Entry(f"{ours}.bias", f"{theirs}.bias", "same", axes[1:])] * bias
-
-
-_TEXT, _VISION = "model.layers.{i}", "visual.blocks.{i}"
-TABLE: tuple[Entry, ...] = (
-    Entry(
-        "vision.patch_embed.kernel", "visual.patch_embed.proj.weight", "patches", (None, "embed")
-    ),
-    Entry("vision.blocks.norm1.scale", f"{_VISION}.norm1.weight"),
-    Entry("vision.blocks.norm2.scale", f"{_VISION}.norm2.weight"),
-    # q, k and v share the output axis, which therefore does not split by heads.
-    *_linear("vision.blocks.attn.qkv", f"{_VISION}.attn.qkv", ("embed", None), bias=True),
-    *_linear("vision.blocks.attn.proj", f"{_VISION}.attn.proj", ("heads", "embed"), bias=True),
-    *_linear("vision.blocks.mlp.gate", f"{_VISION}.mlp.gate_proj", ("embed", "ffn"), bias=True),
-    *_linear("vision.blocks.mlp.up", f"{_VISION}.mlp.up_proj", ("embed", "ffn"), bias=True),
-    *_linear("vision.blocks.mlp.down", f"{_VISION}.mlp.down_proj", ("ffn", "embed"), bias=True),
-    Entry("vision.merger.norm.scale", "visual.merger.ln_q.weight"),
-    *_linear("vision.merger.fc1", "visual.merger.mlp.0", ("embed", "ffn"), bias=True),
-    *_linear("vision.merger.fc2", "visual.merger.mlp.2", ("ffn", "embed"), bias=True),
-    Entry("embed.table", "model.embed_tokens.weight", "same", ("vocab", "embed")),
-    Entry("decoder.layers.input_norm.scale", f"{_TEXT}.input_layernorm.weight"),
-    *_linear("decoder.layers.q", f"{_TEXT}.self_attn.q_proj", ("embed", "heads"), bias=True),
-    *_linear("decoder.layers.k", f"{_TEXT}.self_attn.k_proj", ("embed", "kv"), bias=True),
-    *_linear("decoder.layers.v", f"{_TEXT}.self_attn.v_proj", ("embed", "kv"), bias=True),
-    *_linear("decoder.layers.o", f"{_TEXT}.self_attn.o_proj", ("heads", "embed"), bias=False),
-    Entry("decoder.layers.post_norm.scale", f"{_TEXT}.post_attention_layernorm.weight"),
-    *_linear("decoder.layers.mlp.gate", f"{_TEXT}.mlp.gate_proj", ("embed", "ffn"), bias=False),
-    *_linear("decoder.layers.mlp.up", f"{_TEXT}.mlp.up_proj", ("embed", "ffn"), bias=False),
-    *_linear("decoder.layers.mlp.down", f"{_TEXT}.mlp.down_proj", ("ffn", "embed"), bias=False),
-    Entry("decoder.norm.scale", "model.norm.weight"),
-    Entry("unembedding.kernel", "lm_head.weight", "transposed", ("embed", "vocab")),
-)
-
-# Default sharding: what each axis of the table is split over, where the mesh has it and the size allows.
-RULES: dict[str, tuple[str, ...]] = {
-    "embed": ("fsdp",),
-    "heads": ("model", "tensor"),
-    "kv": ("model", "tensor"),
-    "ffn": ("model", "tensor"),
-    "vocab": ("model", "tensor"),
-}
-
-
-def table(config: Qwen2_5_VLConfig) -> tuple[Entry, ...]:
-    """The entries of this architecture: tied embeddings have no output matrix."""
-    return tuple(
-        e for e in TABLE if not (config.tie_word_embeddings and e.theirs == "lm_head.weight")
-    )
-
-
-def default_sharding(mesh: Mesh) -> ShardingFn:
-    """Shards by `RULES`; an axis whose size the mesh does not divide stays whole, and is logged."""
-    axes_of = {entry.ours: entry for entry in TABLE}
-
-    def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        entry = axes_of.get(path) or axes_of[_kernel_of(path)]
-        own = entry.axes if path in axes_of else entry.axes[1:]
-        axes = ((None,) if entry.stacked else ()) + own
-        spec = []
-        for axis, size in zip(axes, shape, strict=True):
-            names = tuple(n for n in RULES.get(axis, ()) if mesh.shape.get(n, 1) > 1)
-            ways = math.prod(mesh.shape[n] for n in names)
-            if size % ways:
-                _log.warning("%s: axis %s of size %d is not split %d ways", path, axis, size, ways)
-                names = ()
-            spec.append(names or None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return sharding
-
-
-def _scale_of(path: str) -> str:
-    """Where the scales of a kernel stand, if it is int8."""
-    return f"{path.removesuffix('kernel')}scale"
-
-
-def _kernel_of(path: str) -> str:
-    """The inverse of `_scale_of`."""
-    return f"{path.removesuffix('scale')}kernel"
 
 
 def read_config(directory: epath.PathLike, **options: Any) -> Qwen2_5_VLConfig:
@@ -211,7 +97,7 @@ def load(
       dtype: of the computation; None: as the weights.
       param_dtype: of the weights; None: `dtype`, or as the file holds the embedding.
       mesh: devices to spread the weights and attention over.
-      sharding: (path, shape) -> target sharding; default: `default_sharding(mesh)`, or the first device.
+      sharding: (path, shape) -> target sharding; default: `hf_table.default_sharding(mesh)`.
       quantize: "int8": the decoder's matrices become int8 while they are read, see `int8`.
 
     Raises:
@@ -222,9 +108,7 @@ def load(
     stored = jnp.dtype(st.DTYPES[tensors["model.embed_tokens.weight"].dtype])
     param_dtype = jnp.dtype(param_dtype or dtype or stored)
     dtype = jnp.dtype(dtype or param_dtype)
-    if sharding is None:
-        single = SingleDeviceSharding(jax.local_devices()[0])
-        sharding = default_sharding(mesh) if mesh is not None else lambda path, shape: single
+    sharding = sharding or default_sharding(mesh)
     attention_mesh = None if mesh is None else AttentionMesh(mesh)
     graph, state = abstract(
         config, quantize=quantize, dtype=dtype, param_dtype=param_dtype, mesh=attention_mesh
@@ -232,7 +116,7 @@ def load(
     values = {}
     for entry in table(config):
         fills = {entry.ours: functools.partial(hf_pieces.fill, entry, tensors, param_dtype)}
-        if (name := _scale_of(entry.ours)) in state:
+        if (name := scale_of(entry.ours)) in state:
             pieces = hf_pieces.Int8Pieces(entry, tensors, state[name].shape)
             fills = {entry.ours: pieces.kernel, name: pieces.scale}
         for path, fill in fills.items():

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from vo3.models import safetensors_io as st
+from vo3.models.hf_table import Entry
 from vo3.models.qwen2_5_vl import int8
-
-if TYPE_CHECKING:
-    from vo3.models.hf_io import Entry
 
 # Rows of a matrix that are made int8 at once.
 INT8_ROWS = 2048

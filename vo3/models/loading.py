@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from vo3.attention import AttentionMesh
 from vo3.chat.positions import MropeTime
 from vo3.models import hf_io
-from vo3.models.hf_io import Quantize, ShardingFn
+from vo3.models.hf_io import Quantize
+from vo3.models.hf_table import ShardingFn, default_sharding
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.models.safetensors_io import CheckpointError
 
@@ -47,7 +48,7 @@ def load(
       dtype: of the computation; None: as the weights.
       param_dtype: of the weights; None: `dtype`, or as stored.
       mesh: devices to spread weights and attention over.
-      sharding: (dotted parameter path, shape) -> target sharding; default: see `hf_io.default_sharding`.
+      sharding: (dotted parameter path, shape) -> target sharding; default: `hf_table.default_sharding`.
       quantize: "int8": the decoder's matrices and the output matrix become int8 while they are read, a block of rows at a time, so
         that neither host nor device ever holds them unquantised. For inference; of a Hugging Face directory or a name only.
       **options: fields of `Qwen2_5_VLConfig` that config.json does not hold (`mrope_time`, `remat`, `scan_unroll`).
@@ -135,11 +136,7 @@ def _load_orbax(
             param_dtype=param_dtype,
             mesh=None if mesh is None else AttentionMesh(mesh),
         )
-        if sharding is None:
-            single = SingleDeviceSharding(jax.local_devices()[0])
-            sharding = (
-                hf_io.default_sharding(mesh) if mesh is not None else lambda path, shape: single
-            )
+        sharding = sharding or default_sharding(mesh)
         # Restored against the target's shardings: the stored ones belong to the machines that wrote them.
         target = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(name, x.shape))

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from tiny_models import CONFIGS, hf_model
 
 import vo3.models
-from vo3.models import CheckpointError, hf_io
+from vo3.models import CheckpointError, hf_io, hf_table
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 
 
@@ -368,7 +368,7 @@ def test_the_table_covers_both_sides_exactly():
     """Every parameter of ours and every key of transformers stands in the table once."""
     for name, config in CONFIGS.items():
         _, state = hf_io.abstract(config)
-        entries = hf_io.table(config)
+        entries = hf_table.table(config)
         assert sorted(e.ours for e in entries) == sorted(state), name
         theirs = {k for k, _ in hf_model(config).named_parameters()}
         assert {hf_io.hub_key(k) for k in theirs} == set(hf_io.expected(config)), name
