@@ -40,9 +40,7 @@ def add(commands: Any) -> None:
     add_arg("--max-new-tokens", type=int, metavar="N", help="in one turn; default: the dialect's")
     add_arg("--temperature", type=float, default=0.0, help="where a request says nothing (default: %(default)s)")  # fmt: skip
     add_arg("--dtype", choices=("float32", "bfloat16"), help="of the computation; default: as the weights")  # fmt: skip
-    add_arg(
-        "--quantize", choices=("int8",), help="of the decoder's weights: the 7B fits a 16 GB chip"
-    )
+    add_arg("--quantize", choices=("int8",), help="of the decoder's weights: with --slots 1 the 7B fits a 16 GB chip")  # fmt: skip
     add_arg(
         "--dialect", metavar="NAME", help="how it calls its tool; default: the checkpoint's own"
     )
