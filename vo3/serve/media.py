@@ -42,7 +42,7 @@ class Media(Protocol):
         """
 
     def told(self, error: VideoError) -> VideoError:
-        """The error in the client's words: paths of this machine are not its business."""
+        """A new error in the client's words: paths of this machine are not its business."""
 
     def close(self) -> None:
         """Lets go of what was kept for this request."""
@@ -80,8 +80,8 @@ class Bytes:
         return VideoCrop(self.data, crop, timeout_s=timeout_s)
 
     def told(self, error: VideoError) -> VideoError:
-        """See `Media.told`: it has no path."""
-        return error
+        """See `Media.told`."""
+        return renamed(error, None, self.label)
 
     def close(self) -> None:
         """Lets go of the bytes."""
@@ -110,7 +110,8 @@ class Pictures:
 
     def told(self, error: VideoError) -> VideoError:
         """See `Media.told`."""
-        return error if self._folder is None else renamed(error, self._folder.name + os.sep, "image ")  # fmt: skip
+        folder = None if self._folder is None else self._folder.name + os.sep
+        return renamed(error, folder, "image ")
 
     def close(self) -> None:
         """Removes the files."""
@@ -146,12 +147,9 @@ class Fetched:
 
 
 def renamed(error: VideoError, path: str | None, label: str) -> VideoError:
-    """The error with a label in the place of a path."""
-    if not path:
-        return error
-    return VideoError(
-        error.kind, error.message.replace(path, label), error.remedy.replace(path, label)
-    )
+    """A new error, with a label in the place of a path: the old one is its cause, and an error that is its own cause has no first one."""
+    words = lambda text: text.replace(path, label) if path else text
+    return VideoError(error.kind, words(error.message), words(error.remedy))
 
 
 def video(url: str, settings: Settings, uploads: Uploads, *, param: str) -> Media:

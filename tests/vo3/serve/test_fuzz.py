@@ -272,9 +272,12 @@ def test_mutated_videos(server, world):
             data = broken(rng, films[number % len(films)])
             if not data:
                 continue
-            if number % 2:
+            way = rng.randrange(3)
+            if way == 0:
                 (root / "mutant.mp4").write_bytes(data)
                 video = "mutant.mp4"
+            elif way == 1:
+                video = data_url(data)
             else:
                 video = client.post(url + "/v1/files", files={"file": data}).json()["id"]
             status = check(client.post(url + PATH, json=ask(video)))

@@ -120,7 +120,7 @@ def test_errors_speak_of_the_video_as_its_client_does(tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_errors_that_come_later_name_no_path_either(tmp_path, videos):
+def test_errors_that_come_later_name_no_path_either(tmp_path, videos, monkeypatch):
     """What is wrong with a later picture, or a file that goes while it is open, shows when it is looked at."""
     Image.new("RGB", (56, 56)).save(tmp_path / "x.png")
     good = (tmp_path / "x.png").read_bytes()
@@ -130,6 +130,14 @@ def test_errors_that_come_later_name_no_path_either(tmp_path, videos):
         opened.overview()
     assert "vo3-frames" not in str(caught.value)
     pictures.close()
+    short = media.Bytes("a film", (videos / "a.mp4").read_bytes())
+    opened = SHELF.open(short)
+    monkeypatch.setattr(opened._video, "overview", lambda: (_ for _ in ()).throw(VideoError("corrupt", "it breaks off", "")))  # fmt: skip
+    with pytest.raises(VideoError, match="it breaks off") as caught:
+        opened.overview()
+    assert (
+        caught.value.__cause__ is not caught.value
+    )  # whoever looks for the first cause would look for ever
     fetched = media.Fetched("http://films.example/a.mp4", None, 1e9)
     fetched._file = str(tmp_path / "vo3-fetched-x")
     told = fetched.told(VideoError("corrupt", f"{fetched._file} breaks off", f"mend {fetched._file}"))  # fmt: skip
