@@ -8,6 +8,7 @@ python -m vo3.train.sft --config=configs/clueworld.py:order --workdir=out/cluewo
 python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/clueworld/whole
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
 python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
+python -m vo3.train.sft --config=configs/clueworld.py:last --workdir=out/clueworld/last
 
 `STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
 
@@ -26,7 +27,10 @@ _TWO = (
     "clue_single_wo_tool|clue_multi_wo_tool|temporal_grounding",
 )
 _HARDER = ("clue_single_w_tool|clue_multi_w_tool|clue_multi_w_tool", _TWO[1])
-_STATED = {"length": 880, "lookups": 4, "matched": 0.5, "stated": True, "asked": _HARDER}
+_STATED = {"length": 880, "lookups": 4, "matched": 0.5, "stated": "digits", "asked": _HARDER}
+_LETTERED = {
+    "length": 1152, "worlds": 10, "lookups": 3, "ordered": 0.1, "matched": 0.3, "stated": "turns", "options_share": 0.85, "asked": _TWO,
+}  # fmt: skip
 _TEXT = {"length": 800, "transcripts": 0, "lookups": 16, "trajectories": False}
 # Two questions a world: what is hard is to list the cards of many worlds, and to find one of them.
 _MIXED = {"length": 760, "lookups": 3, "ordered": 0.3, "asked": _TWO}
@@ -63,15 +67,17 @@ _STAGES = {
         "finish",
         {"seed": 7, **_MIXED, **_STATED},
     ),
+    # The letter of a digit, far behind its options.
+    "last": (300, "cosine", "polish", {"seed": 8, **_LETTERED}),
 }
 
 # Longer rows where a baseline's frames and words need them.
-_LENGTHS = {"read": 640, "order": 896, "whole": 960, "finish": 960, "polish": 1040}
+_LENGTHS = {"read": 640, "order": 896, "whole": 960, "finish": 960, "polish": 1040, "last": 1408}
 _VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
 
 
 def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
-    """`letters` and `text`: options, then sums and lists too, in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole`, `finish` and `polish`: trajectories with all 32. Each from the one before."""
+    """`letters` and `text`: options, then sums and lists too, in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and later: trajectories with all 32. Each from the one before."""
     parts = stage.split(".")
     stage, view, seed = (*parts, *("", "agent", "0")[len(parts) :])
     if stage not in _STAGES:

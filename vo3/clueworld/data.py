@@ -39,7 +39,8 @@ class DataConfig:
       lookups: examples a row of text alone: the letters of options, and sums and comparisons of two digits.
       ordered: share of those that ask which card of a list comes after another.
       matched: share of the others that give options their letters; the rest are sums and comparisons.
-      stated: whether lists, sums and comparisons answer a question, from what stands before them: the list of cards, or the two cards' digits.
+      stated: what lists, sums and comparisons stand behind: "" nothing; "digits" a question, and the list of cards or the two cards' digits;
+        "turns" all that a trajectory's earlier turns say, digits read and their letters among them.
       trajectories: whether rows hold trajectories; if so, the transcripts are of the trajectories' overview, else of one each, and of a clip.
         Without either a row is lookups alone: text.
       asked: what a row of trajectories asks, one question each: quadrants of `vo3.clueworld.tasks`, or several joined by "|" to draw from.
@@ -61,7 +62,7 @@ class DataConfig:
     trajectories: bool = True
     ordered: float = 0.0
     matched: float = 0.6
-    stated: bool = False
+    stated: str = ""
     asked: tuple[str, ...] = (
         tasks.SINGLE_TOOL,
         tasks.MULTI_TOOL,
@@ -168,21 +169,28 @@ class Stream:
             return self._stated(tasks.OVERVIEW_KINDS, rng) if stated else self._ordered(rng)
         if rng.random() < self.config.matched:
             return self._lookup(rng)
-        kinds = tuple(tasks.QUADRANTS[tasks.MULTI_TOOL])
-        return self._stated(kinds, rng) if stated else self._arithmetic(rng)
+        if not stated:
+            return self._arithmetic(rng)
+        two = tuple(tasks.QUADRANTS[tasks.MULTI_TOOL])
+        return self._stated(tasks.TOOL_KINDS if stated == "turns" else two, rng)
 
     def _stated(self, kinds: Sequence[str], rng: np.random.Generator) -> Example:
-        """A question and the last think on it; of two cards, what the first one shows stands where no loss is, as in a trajectory an earlier turn says it."""
+        """A question and the last think on it. What earlier turns say stands before it, where no loss is."""
         world = self._world(rng)
         question = tasks.KINDS[str(rng.choice(kinds))](world, rng)
         options = bool(rng.random() < self.config.options_share)
         task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
-        asked = self.pack.question(task).removeprefix(VIDEO_MARK)
-        *before, last = [tasks.digits(card) for card in question.looks] or [tasks.named(world)]
-        said = f"<think>{last} {tasks.stated(question, task)}</think>"
-        return self._weighted(
-            (Turn("question", "\n".join([asked, *before])), Turn("text", said)), ()
-        )
+        if self.config.stated == "turns":
+            trajectory = tasks.make_trajectory(
+                world, question, task, pack=self.pack, policy=self.policy
+            )
+            *before, last = [turn.text.replace(VIDEO_MARK, "") for turn in trajectory.turns[1:]]
+        else:
+            asked = self.pack.question(task).removeprefix(VIDEO_MARK)
+            *digits, shown = [tasks.digits(c) for c in question.looks] or [tasks.named(world)]
+            before = [asked, *digits]
+            last = f"<think>{shown} {tasks.stated(question, task)}</think>"
+        return self._weighted((Turn("question", "\n".join(before)), Turn("text", last)), ())
 
     def _ordered(self, rng: np.random.Generator) -> Example:
         """A list of cards, and which comes after one of them."""

@@ -204,7 +204,7 @@ def test_rows_of_text_alone_show_nothing():
 
 
 def test_stated_rows_answer_from_what_stands_before():
-    config = DataConfig(worlds=4, length=900, transcripts=0, lookups=12, trajectories=False, ordered=0.5, matched=0.0, stated=True)  # fmt: skip
+    config = DataConfig(worlds=4, length=900, transcripts=0, lookups=12, trajectories=False, ordered=0.5, matched=0.0, stated="digits")  # fmt: skip
     batch = make_stream(config).batch(0)
     assert (batch.feature_index == -1).all()
     found = collections.Counter()
@@ -225,3 +225,16 @@ def test_stated_rows_answer_from_what_stands_before():
     # What an earlier turn would say carries no loss.
     text = lambda where: TOKENIZER.decode(batch.ids[where])
     assert "shows" in text(batch.weight == 0) and "shows" in text(batch.weight > 0)
+
+
+def test_stated_turns_are_a_trajectory_without_its_videos():
+    config = DataConfig(worlds=2, length=1000, transcripts=0, lookups=4, trajectories=False, matched=0.0, stated="turns", options_share=1.0)  # fmt: skip
+    batch = make_stream(config).batch(0)
+    assert (batch.feature_index == -1).all()
+    for ids, weight in zip(batch.ids, batch.weight, strict=True):
+        for example in TOKENIZER.decode(ids).split("<|im_start|>user\n")[1:]:
+            options = dict(re.findall(r"^([A-D]) (\w+)$", example, re.M))
+            said, letter, answer = re.search(r"(\w+), ([A-D])\.</think>\n<answer>(\w)<", example).groups()  # fmt: skip
+            assert options[letter] == said and letter == answer
+            assert "<grounding>" in example
+        assert "<grounding>" not in TOKENIZER.decode(ids[weight > 0])
