@@ -111,7 +111,10 @@ class ScriptedEngine:
             )  # fmt: skip
             tell(events.TurnEnd(number, turns[-1]))
             if parsed.call is not None:
-                clip = video.crop(parsed.call.start, parsed.call.end, parsed.call.strategy)
+                try:
+                    clip = video.crop(parsed.call.start, parsed.call.end, parsed.call.strategy)
+                except VideoError as error:  # the real engine goes on without the clip
+                    return GroupRollout(job.task, (), str(error), error)
                 clips.append(clip)
                 shown = clip.observation(len(clips) - 1, parsed.call.strategy)
                 turns.append(Turn("observation", "<video>", (shown,), seconds=0.1))
