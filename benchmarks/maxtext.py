@@ -84,8 +84,10 @@ def theirs(python: pathlib.Path, topology: str, length: int, tiles: int) -> Step
             "dataset_type=synthetic", "enable_checkpointing=false", "run_name=compile", f"num_vocab_tiling={tiles}",
             f"base_output_directory={folder}/out", f"compile_xla_flags=--xla_dump_to={folder}/dump",
         ]  # fmt: skip
+        # Our libtpu has left its own path in the environment; theirs must take the one that suits its jax.
+        inherited = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
         run = subprocess.run(
-            command, env={**os.environ, **NO_TPU}, capture_output=True, text=True, check=False
+            command, env={**inherited, **NO_TPU}, capture_output=True, text=True, check=False
         )
         said = run.stdout + run.stderr
         found = re.search(r"Memory analysis: CompiledMemoryStats\((.*?)\)", said, re.DOTALL)
