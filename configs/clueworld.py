@@ -9,6 +9,7 @@ python -m vo3.train.sft --config=configs/clueworld.py:whole --workdir=out/cluewo
 python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/clueworld/finish
 python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
 python -m vo3.train.sft --config=configs/clueworld.py:last --workdir=out/clueworld/last
+python -m vo3.train.sft --config=configs/clueworld.py:far --workdir=out/clueworld/far
 
 `STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
 
@@ -31,6 +32,7 @@ _STATED = {"length": 880, "lookups": 4, "matched": 0.5, "stated": "digits", "ask
 _LETTERED = {
     "length": 1152, "worlds": 10, "lookups": 3, "ordered": 0.1, "matched": 0.3, "stated": "turns", "options_share": 0.85, "asked": _TWO,
 }  # fmt: skip
+_FAR = {"length": 1696, "worlds": 6, "lookups": 6, "ordered": 0.0, "matched": 0.7}
 _TEXT = {"length": 800, "transcripts": 0, "lookups": 16, "trajectories": False}
 # Two questions a world: what is hard is to list the cards of many worlds, and to find one of them.
 _MIXED = {"length": 760, "lookups": 3, "ordered": 0.3, "asked": _TWO}
@@ -69,10 +71,13 @@ _STAGES = {
     ),
     # The letter of a digit, far behind its options.
     "last": (300, "cosine", "polish", {"seed": 8, **_LETTERED}),
+    # The same in words, denser: it is learned last, and slowest.
+    "far": (300, "cosine", "last", {"seed": 9, **_LETTERED, **_FAR}),
 }
 
 # Longer rows where a baseline's frames and words need them.
 _LENGTHS = {"read": 640, "order": 896, "whole": 960, "finish": 960, "polish": 1040, "last": 1408}
+_LENGTHS |= {"far": 2048}
 _VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
 
 
@@ -92,8 +97,8 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.steps = steps
     config.optimizer = "muon"
     config.schedule = schedule
-    config.rate = 0.02  # of the matrices, under Muon
-    config.adam_rate = 3e-3  # of everything else
+    config.rate = 0.012 if stage == "far" else 0.02  # of the matrices, under Muon
+    config.adam_rate = 2e-3 if stage == "far" else 3e-3  # of everything else
     config.weight_decay = 0.0
     config.clip = 1.0
     config.warmup = 50

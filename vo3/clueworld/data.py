@@ -7,6 +7,7 @@ Rows of many transcripts come first, of a patch or two to read the clock, of all
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,6 +90,7 @@ class Stream:
         self.policy = self.scale.view(config.view)
         self.one_look = config.view != AGENT
         self._weights = evidence_weights(tokenizer, config.emphasis)
+        self._letters = [tokenizer.convert_tokens_to_ids(letter) for letter in tasks.LETTERS]
 
     def batch(self, step: int) -> Batch:
         """Rows of the step, one of each world of `worlds`: its trajectories packed, or transcripts."""
@@ -176,21 +178,15 @@ class Stream:
 
     def _stated(self, kinds: Sequence[str], rng: np.random.Generator) -> Example:
         """A question and the last think on it. What earlier turns say stands before it, where no loss is."""
-        world = self._world(rng)
-        question = tasks.KINDS[str(rng.choice(kinds))](world, rng)
-        options = bool(rng.random() < self.config.options_share)
-        task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
-        if self.config.stated == "turns":
-            trajectory = tasks.make_trajectory(
-                world, question, task, pack=self.pack, policy=self.policy
-            )
-            *before, last = [turn.text.replace(VIDEO_MARK, "") for turn in trajectory.turns[1:]]
-        else:
-            asked = self.pack.question(task).removeprefix(VIDEO_MARK)
-            *digits, shown = [tasks.digits(c) for c in question.looks] or [tasks.named(world)]
-            before = [asked, *digits]
-            last = f"<think>{shown} {tasks.stated(question, task)}</think>"
-        return self._weighted((Turn("question", "\n".join(before)), Turn("text", last)), ())
+        trajectory = self._spoken(self._world(rng), kinds, rng)
+        asked, *between, last = [t.text.replace(VIDEO_MARK, "") for t in trajectory.turns[1:]]
+        if self.config.stated == "digits":
+            # Of calls only what was seen in them, except for what the last think says itself.
+            between = re.findall(r"the \w+ card shows \d\.", " ".join(between))
+            last = last.partition("\n")[0]
+        return self._weighted(
+            (Turn("question", "\n".join([asked, *between])), Turn("text", last)), ()
+        )
 
     def _ordered(self, rng: np.random.Generator) -> Example:
         """A list of cards, and which comes after one of them."""
@@ -217,14 +213,40 @@ class Stream:
         return self._weighted(turns, ())
 
     def _lookup(self, rng: np.random.Generator) -> Example:
-        """Options and, in another order, the letter of each: what a last think does once, without anything to see."""
+        """Options and, in another order, the letter of each: what a last think does once, without anything to see.
+
+        Where earlier turns are said they stand between, and each text ends a sentence of a last think: bare ones next to their options teach neither distance nor sentences.
+        """
         sets = (list(COLORS), [str(d) for d in range(10)], ("yes", "no"))
         texts = rng.permutation(sets[rng.choice(3, p=(0.4, 0.4, 0.2))])[: len(tasks.LETTERS)]
         options = dict(zip(tasks.LETTERS, texts, strict=False))
         listed = "\n".join(f"{letter} {text}" for letter, text in options.items())
-        said = " ".join(f"{options[k]}, {k}." for k in rng.permutation(list(options)))
-        turns = (Turn("question", listed), Turn("text", f"<think> {said}</think>"))
-        return self._weighted(turns, ())
+        order = [str(letter) for letter in rng.permutation(list(options))]
+        if self.config.stated == "turns":
+            listed = "\n".join([listed, *self._between(rng)])
+            # The last letter would follow from the others.
+            said = " ".join(f"{_sentence(options[k], rng)}, {k}." for k in order[:3])
+        else:
+            said = " " + " ".join(f"{options[k]}, {k}." for k in order)
+        turns = (Turn("question", listed), Turn("text", f"<think>{said}</think>"))
+        example = self._weighted(turns, ())
+        if self.config.stated == "turns":
+            # What a sentence says is made up, and contradicts what stands before it.
+            letters = np.isin(example.encoded.ids, self._letters)
+            example = dataclasses.replace(example, weight=example.weight * letters)
+        return example
+
+    def _between(self, rng: np.random.Generator) -> list[str]:
+        """What stands between a question and the last think of a trajectory with calls."""
+        trajectory = self._spoken(self._world(rng), tasks.TOOL_KINDS, rng)
+        return [turn.text.replace(VIDEO_MARK, "") for turn in trajectory.turns[2:-1]]
+
+    def _spoken(self, world: World, kinds: Sequence[str], rng: np.random.Generator) -> Trajectory:
+        """A trajectory of one of these kinds, for its words."""
+        question = tasks.KINDS[str(rng.choice(kinds))](world, rng)
+        options = bool(rng.random() < self.config.options_share)
+        task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
+        return tasks.make_trajectory(world, question, task, pack=self.pack, policy=self.policy)
 
     def _reading(self, world: World, clips: list, rng: np.random.Generator) -> Example:
         """A fine clip and the digit on its card."""
@@ -327,6 +349,23 @@ def _stack(videos: list[np.ndarray], most: int = 0) -> np.ndarray:
         return np.zeros((1, 2, 28, 28, 3), np.uint8)
     black = [np.zeros_like(videos[0])] * (most - len(videos))
     return np.stack([*videos, *black])
+
+
+def _sentence(text: str, rng: np.random.Generator) -> str:
+    """A sentence of a last think that ends with this text."""
+    color = rng.choice([c for c in COLORS if c != text])
+    if text in ("yes", "no"):
+        return f"{color}: {text}"
+    if text in COLORS:
+        begun = ("first is", "last is", f"after {color}", f"2 {color} 5 {text} higher 5")
+        return f"{begun[rng.integers(len(begun))]} {text}"
+    first = int(rng.integers(int(text) + 1))
+    begun = (
+        f"the {color} card shows",
+        f"the sum of {first} and {int(text) - first} is",
+        "there are",
+    )
+    return f"{begun[rng.integers(len(begun))]} {text}"
 
 
 def evidence_weights(tokenizer, emphasis: float) -> Float[np.ndarray, "V"]:

@@ -23,7 +23,7 @@ from vo3.clueworld.config import model_config
 from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 
-STAGES = ("letters", "text", "read", "order", "whole", "finish", "polish", "last")
+STAGES = ("letters", "text", "read", "order", "whole", "finish", "polish", "last", "far")
 
 
 def commands(workdir: epath.Path, view: str = AGENT, seed: int = 0) -> dict[str, list[str]]:
