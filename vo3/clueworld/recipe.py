@@ -2,7 +2,7 @@
 
     python -m vo3.clueworld.recipe --workdir=out/clueworld
 
-First the vision tower alone, then text alone, then transcripts, then trajectories; then the result is written as safetensors with its config,
+First the vision tower alone, then text alone, then transcripts, then trajectories; then the mean of the last three stages' parameters is written as safetensors with its config,
 tokenizer, crop policy and training log to WORKDIR/export. Killed and started again, it goes on from its last checkpoint.
 
 `--seed=1` draws other parameters and other data. `--view=middle` (coarse, fine, coarse-only) trains a one-turn baseline by the same stages and steps: uniform frames at the visual tokens of an agent with two clips.
@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 
+import jax
 from etils import epath
 from flax import nnx
 
@@ -24,6 +25,8 @@ from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 
 STAGES = ("letters", "text", "read", "order", "whole", "finish", "polish", "last", "far")
+# Each of these is good at something else, and their mean at all of it.
+AVERAGED = ("polish", "last", "far")
 
 
 def commands(workdir: epath.Path, view: str = AGENT, seed: int = 0) -> dict[str, list[str]]:
@@ -48,13 +51,14 @@ def commands(workdir: epath.Path, view: str = AGENT, seed: int = 0) -> dict[str,
 
 
 def export(workdir: epath.Path, target: epath.Path, view: str = AGENT) -> None:
-    """Writes the newest checkpoint of the last stage as a Hugging Face directory with `vo3.json` and the training log."""
+    """Writes the mean of the parameters that the last stages ended with as a Hugging Face directory with `vo3.json` and the training log."""
     from vo3.models import hf_io
     from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
     from vo3.train.sft import latest_params
 
     model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(0))
-    nnx.update(model, latest_params(model, workdir / STAGES[-1]))
+    ends = [latest_params(model, workdir / stage) for stage in AVERAGED]
+    nnx.update(model, jax.tree.map(lambda *values: sum(values) / len(values), *ends))
     target.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save_pretrained(os.fspath(target))
     hf_io.save(model, target, overwrite=True)  # a recipe that ran before
