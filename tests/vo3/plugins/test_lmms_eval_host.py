@@ -40,7 +40,7 @@ def results_of(folder: pathlib.Path) -> tuple[dict[int, str], float]:
     logged = [json.loads(line) for line in samples.read_text().splitlines()]
     (result,) = folder.rglob("*results.json")
     score = json.loads(result.read_text())["results"]["vo3_tiny"]["score,none"]
-    return {sample["doc_id"]: sample["filtered_resps"][0] for sample in logged}, score
+    return {sample["doc_id"]: "".join(sample["filtered_resps"]) for sample in logged}, score
 
 
 def test_lmms_eval_gives_the_same_answers(python, tmp_path):
