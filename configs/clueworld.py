@@ -32,7 +32,14 @@ _STATED = {"length": 880, "lookups": 4, "matched": 0.5, "stated": "digits", "ask
 _LETTERED = {
     "length": 1152, "worlds": 10, "lookups": 3, "ordered": 0.1, "matched": 0.3, "stated": "turns", "options_share": 0.85, "asked": _TWO,
 }  # fmt: skip
-_FAR = {"length": 1696, "worlds": 6, "lookups": 6, "ordered": 0.0, "matched": 0.7}
+_FAR = {
+    "length": 1696,
+    "worlds": 6,
+    "lookups": 6,
+    "ordered": 0.0,
+    "matched": 0.7,
+    "stated": "sentences",
+}
 _TEXT = {"length": 800, "transcripts": 0, "lookups": 16, "trajectories": False}
 # Two questions a world: what is hard is to list the cards of many worlds, and to find one of them.
 _MIXED = {"length": 760, "lookups": 3, "ordered": 0.3, "asked": _TWO}

@@ -41,7 +41,7 @@ class DataConfig:
       ordered: share of those that ask which card of a list comes after another.
       matched: share of the others that give options their letters; the rest are sums and comparisons.
       stated: what lists, sums and comparisons stand behind: "" nothing; "digits" a question, and the list of cards or the two cards' digits;
-        "turns" all that a trajectory's earlier turns say, digits read and their letters among them.
+        "turns" all that a trajectory's earlier turns say; "sentences" the same, and options' letters too stand in sentences behind such turns.
       trajectories: whether rows hold trajectories; if so, the transcripts are of the trajectories' overview, else of one each, and of a clip.
         Without either a row is lookups alone: text.
       asked: what a row of trajectories asks, one question each: quadrants of `vo3.clueworld.tasks`, or several joined by "|" to draw from.
@@ -174,7 +174,7 @@ class Stream:
         if not stated:
             return self._arithmetic(rng)
         two = tuple(tasks.QUADRANTS[tasks.MULTI_TOOL])
-        return self._stated(tasks.TOOL_KINDS if stated == "turns" else two, rng)
+        return self._stated(two if stated == "digits" else tasks.TOOL_KINDS, rng)
 
     def _stated(self, kinds: Sequence[str], rng: np.random.Generator) -> Example:
         """A question and the last think on it. What earlier turns say stands before it, where no loss is."""
@@ -215,14 +215,14 @@ class Stream:
     def _lookup(self, rng: np.random.Generator) -> Example:
         """Options and, in another order, the letter of each: what a last think does once, without anything to see.
 
-        Where earlier turns are said they stand between, and each text ends a sentence of a last think: bare ones next to their options teach neither distance nor sentences.
+        Under "sentences" earlier turns stand between, and each text ends a sentence of a last think: bare ones next to their options teach neither distance nor sentences.
         """
         sets = (list(COLORS), [str(d) for d in range(10)], ("yes", "no"))
         texts = rng.permutation(sets[rng.choice(3, p=(0.4, 0.4, 0.2))])[: len(tasks.LETTERS)]
         options = dict(zip(tasks.LETTERS, texts, strict=False))
         listed = "\n".join(f"{letter} {text}" for letter, text in options.items())
         order = [str(letter) for letter in rng.permutation(list(options))]
-        if self.config.stated == "turns":
+        if self.config.stated == "sentences":
             listed = "\n".join([listed, *self._between(rng)])
             # The last letter would follow from the others.
             said = " ".join(f"{_sentence(options[k], rng)}, {k}." for k in order[:3])
@@ -230,7 +230,7 @@ class Stream:
             said = " " + " ".join(f"{options[k]}, {k}." for k in order)
         turns = (Turn("question", listed), Turn("text", f"<think>{said}</think>"))
         example = self._weighted(turns, ())
-        if self.config.stated == "turns":
+        if self.config.stated == "sentences":
             # What a sentence says is made up, and contradicts what stands before it.
             letters = np.isin(example.encoded.ids, self._letters)
             example = dataclasses.replace(example, weight=example.weight * letters)
@@ -242,11 +242,12 @@ class Stream:
         return [turn.text.replace(VIDEO_MARK, "") for turn in trajectory.turns[2:-1]]
 
     def _spoken(self, world: World, kinds: Sequence[str], rng: np.random.Generator) -> Trajectory:
-        """A trajectory of one of these kinds, for its words."""
+        """A trajectory of one of these kinds, for its words: the agent's, whose overview shows every card, in a baseline too."""
         question = tasks.KINDS[str(rng.choice(kinds))](world, rng)
         options = bool(rng.random() < self.config.options_share)
         task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
-        return tasks.make_trajectory(world, question, task, pack=self.pack, policy=self.policy)
+        policy = self.scale.policy
+        return tasks.make_trajectory(world, question, task, pack=self.pack, policy=policy)
 
     def _reading(self, world: World, clips: list, rng: np.random.Generator) -> Example:
         """A fine clip and the digit on its card."""

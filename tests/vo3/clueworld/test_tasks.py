@@ -238,3 +238,17 @@ def test_stated_turns_are_a_trajectory_without_its_videos():
             assert options[letter] == said and letter == answer
             assert "<grounding>" in example
         assert "<grounding>" not in TOKENIZER.decode(ids[weight > 0])
+
+
+@pytest.mark.parametrize("view", ["agent", "middle"])
+def test_letters_stand_in_sentences_behind_turns(view):
+    config = DataConfig(worlds=2, length=1000, transcripts=0, lookups=5, trajectories=False, matched=1.0, stated="sentences", view=view)  # fmt: skip
+    batch = make_stream(config).batch(0)
+    for ids, weight in zip(batch.ids, batch.weight, strict=True):
+        letters = []
+        for example in TOKENIZER.decode(ids).split("<|im_start|>user\n")[1:]:
+            options = dict(re.findall(r"^([A-D]) (\w+)$", example, re.M))
+            said = re.findall(r"(\w+), ([A-D])\.", example.partition("assistant\n")[2])
+            assert said and all(options[letter] == text for text, letter in said)
+            letters += [letter for _, letter in said]
+        assert TOKENIZER.decode(ids[weight > 0]).replace(" ", "") == "".join(letters)
