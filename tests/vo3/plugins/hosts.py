@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
+import rollout_fakes
+import serve_fakes
 
 from vo3.evals import config as config_lib
 from vo3.evals import runner
+from vo3.serve.settings import Limits, Settings
 from vo3.train.config import override
 from vo3.trajectory import Trajectory
 
@@ -81,3 +85,37 @@ def rows_of(answers: list[Trajectory]) -> list[dict]:
 def as_lines(rows: list[dict]) -> str:
     """JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def card_rows(folder: pathlib.Path) -> list[dict]:
+    """Three questions with two options each, on small videos written to this folder."""
+    folder.mkdir()
+    rows = []
+    for number, answer in enumerate("BAB"):
+        path = folder / f"{number}.mp4"
+        rollout_fakes.write_mp4(path, seconds=2, size=(32, 48), seed=number)
+        prompt = f"Which digit is on card {number}?\nA. six\nB. seven\n{POST_PROMPT}"
+        rows.append({"id": str(number), "video": str(path), "prompt": prompt, "answer": answer})
+    return rows
+
+
+def scripted(root: pathlib.Path) -> tuple[serve_fakes.ScriptedEngine, Settings]:
+    """An engine that answers B, and the settings of a server of these videos."""
+    settings = Settings("clueworld", roots=(str(root.resolve()),), limits=Limits(slots=2))
+    return serve_fakes.ScriptedEngine(), settings
+
+
+def check_cards(jobs: list) -> None:
+    """The server was asked all of `card_rows`, the file by its name and the options as options."""
+    asked = {job.task.question.split("?")[0] for job in jobs}
+    assert asked == {f"Which digit is on card {number}" for number in range(3)}
+    for job in jobs:
+        assert job.task.options == {"A": "six", "B": "seven"}
+        assert job.task.video.startswith("file://")
+
+
+def page_block(page: str, word: str) -> str:
+    """The JSON on a page of the documentation that holds this word."""
+    blocks = re.findall(r"```json\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (found,) = [block for block in blocks if word in block]
+    return found

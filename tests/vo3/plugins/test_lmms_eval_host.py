@@ -7,10 +7,8 @@ import pathlib
 
 import hosts
 import pytest
-import rollout_fakes
 import serve_fakes
 
-from vo3.serve.settings import Limits, Settings
 from vo3.trajectory import Trajectory
 
 pytestmark = pytest.mark.soak
@@ -64,16 +62,8 @@ def test_lmms_eval_gives_the_same_answers(python, tmp_path):
 
 def test_lmms_eval_asks_the_server(python, tmp_path):
     """Its own client of OpenAI's API, as docs/dialects.md has it: the file is named, the options are found, every answer comes back."""
-    root = tmp_path / "videos"
-    root.mkdir()
-    rows = []
-    for number, answer in enumerate("BAB"):
-        path = root / f"{number}.mp4"
-        rollout_fakes.write_mp4(path, seconds=2, size=(32, 48), seed=number)
-        prompt = f"Which digit is on card {number}?\nA. six\nB. seven\n{hosts.POST_PROMPT}"
-        rows.append({"id": str(number), "video": str(path), "prompt": prompt, "answer": answer})
-    task, engine = task_of(rows, tmp_path), serve_fakes.ScriptedEngine()
-    settings = Settings("clueworld", roots=(str(root.resolve()),), limits=Limits(slots=2))
+    task = task_of(hosts.card_rows(tmp_path / "videos"), tmp_path)
+    engine, settings = hosts.scripted(tmp_path / "videos")
     with serve_fakes.running(serve_fakes.app(engine, settings)) as url:
         client = f"model_version=clueworld,base_url={url}/v1,api_key=none,pass_video_url=True,timeout=600"
         command = [python, "-m", "lmms_eval", "--model", "openai", "--model_args", client, "--gen_kwargs", "max_new_tokens=1024",
@@ -81,8 +71,4 @@ def test_lmms_eval_asks_the_server(python, tmp_path):
         hosts.run(command, cwd=tmp_path, HF_HOME=str(tmp_path / "cache"))
     given, score = results_of(tmp_path / "out")
     assert given == {0: "B", 1: "B", 2: "B"} and score == pytest.approx(2 / 3)
-    asked = {job.task.question.split("?")[0]: job for job in engine.jobs}
-    assert set(asked) == {f"Which digit is on card {number}" for number in range(3)}
-    for job in engine.jobs:
-        assert job.task.options == {"A": "six", "B": "seven"}
-        assert job.task.video.startswith("file://")
+    hosts.check_cards(engine.jobs)

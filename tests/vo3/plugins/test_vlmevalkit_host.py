@@ -11,6 +11,7 @@ import pathlib
 
 import hosts
 import pytest
+import serve_fakes
 
 pytestmark = pytest.mark.soak
 RUN = pathlib.Path(__file__).parent / "vlmevalkit_run.py"
@@ -27,20 +28,38 @@ def checkout() -> pathlib.Path:
     return folder
 
 
-def test_vlmevalkit_gives_the_same_answers(checkout, tmp_path):
+def ask(checkout, folder, rows: list[dict], model) -> list[str]:
+    """The predictions of a table of rows."""
     python = hosts.environment("vlmevalkit")
-    own = hosts.runner_answers(tmp_path)
-    rows = tmp_path / "Tiny.tsv"
-    with rows.open("w", newline="") as file:
-        table = csv.writer(file, delimiter="\t")
-        table.writerow(["index", "video", "question", "answer"])
-        for index, row in enumerate(hosts.rows_of(own)):
-            table.writerow([index, row["video"], row["prompt"], row["answer"]])
-    work = tmp_path / "work"
+    table = folder / "Tiny.tsv"
+    with table.open("w", newline="") as file:
+        lines = csv.writer(file, delimiter="\t")
+        lines.writerow(["index", "video", "question", "answer"])
+        lines.writerows([i, r["video"], r["prompt"], r["answer"]] for i, r in enumerate(rows))
+    work = folder / "work"
     work.mkdir()
-    hosts.run([python, RUN, rows, work, "max_new_tokens=160,max_turns=4"], cwd=tmp_path, PYTHONPATH=str(checkout),
-              LMUData=str(tmp_path / "lmu"), PRED_FORMAT="tsv", CUDA_VISIBLE_DEVICES="")  # fmt: skip
+    hosts.run([python, RUN, table, work, model], cwd=folder, PYTHONPATH=str(checkout),
+              LMUData=str(folder / "lmu"), PRED_FORMAT="tsv", CUDA_VISIBLE_DEVICES="")  # fmt: skip
     with (work / "vo3_Tiny.tsv").open(newline="") as file:
-        given = [row["prediction"] for row in csv.DictReader(file, delimiter="\t")]
+        return [row["prediction"] for row in csv.DictReader(file, delimiter="\t")]
+
+
+def test_vlmevalkit_gives_the_same_answers(checkout, tmp_path):
+    own = hosts.runner_answers(tmp_path)
+    given = ask(checkout, tmp_path, hosts.rows_of(own), "max_new_tokens=160,max_turns=4")
     assert given == [t.answer or "" for t in own]
     assert any(t.calls for t in own) and len(set(given)) > 1
+
+
+def test_vlmevalkit_asks_the_server(checkout, tmp_path):
+    """Its own client of such servers, as docs/dialects.md has it: the file is named, the options are found, every answer comes back."""
+    rows = hosts.card_rows(tmp_path / "videos")
+    engine, settings = hosts.scripted(tmp_path / "videos")
+    example, config = hosts.page_block("docs/dialects.md", "LMDeployAPI"), tmp_path / "vo3.json"
+    with serve_fakes.running(serve_fakes.app(engine, settings)) as url:
+        config.write_text(
+            example.replace("http://127.0.0.1:8000", url).replace('"DIR"', '"clueworld"')
+        )
+        given = ask(checkout, tmp_path, rows, config)
+    assert given == ["B"] * 3
+    hosts.check_cards(engine.jobs)

@@ -1,13 +1,16 @@
-"""Runs in VLMEvalKit's environment: a tiny video dataset through its own inference loop, with the model `vo3` of its table of models.
+"""Runs in VLMEvalKit's environment: a tiny video dataset through its own inference loop, with the model `vo3` of its table of models, or with its own client of a server.
 
-vlmevalkit_run.py ROWS.tsv WORKDIR KEY=VALUE,...
+vlmevalkit_run.py ROWS.tsv WORKDIR KEY=VALUE,...|CONFIG.json
 """
 
 from __future__ import annotations
 
+import json
 import os
+import pathlib
 import sys
 
+import vlmeval.api
 from vlmeval.dataset.video_base import VideoBaseDataset
 from vlmeval.inference_video import infer_data_job_video
 
@@ -40,6 +43,14 @@ class Tiny(VideoBaseDataset):
         raise NotImplementedError
 
 
+def model(given: str):
+    """The model by its name, or as `run.py --config` builds it."""
+    if not given.endswith(".json"):
+        vlmevalkit.register(**dict(pair.split("=") for pair in given.split(",")))
+        return "vo3"
+    settings = json.loads(pathlib.Path(given).read_text())["model"]["vo3"]
+    return getattr(vlmeval.api, settings.pop("class"))(**settings)
+
+
 if __name__ == "__main__":
-    vlmevalkit.register(**dict(pair.split("=") for pair in sys.argv[3].split(",")))
-    infer_data_job_video("vo3", sys.argv[2], "vo3", Tiny("Tiny"))
+    infer_data_job_video(model(sys.argv[3]), sys.argv[2], "vo3", Tiny("Tiny"))
