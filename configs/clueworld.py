@@ -10,6 +10,8 @@ python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/cluew
 python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
 python -m vo3.train.sft --config=configs/clueworld.py:last --workdir=out/clueworld/last
 python -m vo3.train.sft --config=configs/clueworld.py:far --workdir=out/clueworld/far
+python -m vo3.clueworld.recipe --workdir=out/clueworld --mean-only
+python -m vo3.train.sft --config=configs/clueworld.py:settle --workdir=out/clueworld/settle
 
 `STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
 
@@ -80,11 +82,15 @@ _STAGES = {
     "last": (300, "cosine", "polish", {"seed": 8, **_LETTERED}),
     # The same in words, denser: it is learned last, and slowest.
     "far": (300, "cosine", "last", {"seed": 9, **_LETTERED, **_FAR}),
+    # From the mean of the three before: all that they teach, in steps twice as large.
+    "settle": (300, "cosine", "mean", {"seed": 10, **_LETTERED, **_FAR, "worlds": 12}),
 }
+# Learning rates of the matrices, under Muon, and of everything else.
+_RATES = {"far": (0.012, 2e-3), "settle": (0.01, 1.5e-3)}
 
 # Longer rows where a baseline's frames and words need them.
 _LENGTHS = {"read": 640, "order": 896, "whole": 960, "finish": 960, "polish": 1040, "last": 1408}
-_LENGTHS |= {"far": 2048}
+_LENGTHS |= {"far": 2048, "settle": 2048}
 _VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
 
 
@@ -104,8 +110,7 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.steps = steps
     config.optimizer = "muon"
     config.schedule = schedule
-    config.rate = 0.012 if stage == "far" else 0.02  # of the matrices, under Muon
-    config.adam_rate = 2e-3 if stage == "far" else 3e-3  # of everything else
+    config.rate, config.adam_rate = _RATES.get(stage, (0.02, 3e-3))
     config.weight_decay = 0.0
     config.clip = 1.0
     config.warmup = 50

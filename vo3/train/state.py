@@ -206,9 +206,11 @@ def initial_params(run: Trainable) -> Params:
     config = run.config
     source = config.init_from
     if source == "model":
-        params = _from_model(run)
+        params = _loaded(run, config.model)
     elif source == "random":
         params = _random(run, list(run.shapes))
+    elif any(epath.Path(source).glob("*.safetensors")):
+        params = _loaded(run, source)
     else:
         from vo3.train import checkpoints  # it builds on this module
 
@@ -235,17 +237,17 @@ def _random(run: Trainable, names: list[str]) -> Params:
     return make()
 
 
-def _from_model(run: Trainable) -> Params:
-    """The weights of `config.model`, each parameter straight into its place."""
+def _loaded(run: Trainable, source: epath.PathLike) -> Params:
+    """The weights of a checkpoint that `vo3.models.load` reads, each parameter straight into its place."""
     where = lambda path, shape: run.shapes[path].sharding
     loaded = loading.load(
-        run.config.model,
+        source,
         dtype=jnp.dtype(run.config.dtype),
         param_dtype=jnp.dtype(run.config.param_dtype),
         mesh=run.mesh,
         sharding=where,
     )
-    return fit(hf_io.flatten(nnx.state(loaded)), _plain(run), run.config.model)
+    return fit(hf_io.flatten(nnx.state(loaded)), _plain(run), source)
 
 
 def _vision(run: Trainable, path: epath.PathLike) -> Params:

@@ -87,6 +87,11 @@ def test_a_runs_workdir_converts_to_a_directory_that_loads(whole, tmp_path):
     loaded = vo3.models.load(tmp_path / "hf")
     assert_same(result.params, hf_io.flatten(nnx.state(loaded)))
     assert loaded.tokenizer is not None
+    # Such a directory starts a run, too.
+    config = sft.from_short_form(short_form(init_from=str(tmp_path / "hf")))
+    config = sft._resolved(config, 1, ClueWorldFeed(config))
+    run = trainable(config, make_mesh(config, jax.devices()[:1]))
+    assert_same(result.params, initial_params(run))
 
 
 def test_a_stage_without_its_predecessor_says_so(tmp_path):
