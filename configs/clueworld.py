@@ -10,8 +10,11 @@ python -m vo3.train.sft --config=configs/clueworld.py:finish --workdir=out/cluew
 python -m vo3.train.sft --config=configs/clueworld.py:polish --workdir=out/clueworld/polish
 python -m vo3.train.sft --config=configs/clueworld.py:last --workdir=out/clueworld/last
 python -m vo3.train.sft --config=configs/clueworld.py:far --workdir=out/clueworld/far
-python -m vo3.clueworld.recipe --workdir=out/clueworld --mean-only
+python -m vo3.clueworld.recipe --workdir=out/clueworld --only=mean
 python -m vo3.train.sft --config=configs/clueworld.py:settle --workdir=out/clueworld/settle
+python -m vo3.clueworld.recipe --workdir=out/clueworld --only=settled
+python -m vo3.train.sft --config=configs/clueworld.py:again --workdir=out/clueworld/again
+python -m vo3.clueworld.recipe --workdir=out/clueworld --only=export
 
 `STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
 
@@ -42,6 +45,7 @@ _FAR = {
     "matched": 0.7,
     "stated": "sentences",
 }
+_AGAIN = {"length": 2048, "worlds": 12, "lookups": 8, "matched": 0.9}
 _TEXT = {"length": 800, "transcripts": 0, "lookups": 16, "trajectories": False}
 # Two questions a world: what is hard is to list the cards of many worlds, and to find one of them.
 _MIXED = {"length": 760, "lookups": 3, "ordered": 0.3, "asked": _TWO}
@@ -82,15 +86,16 @@ _STAGES = {
     "last": (300, "cosine", "polish", {"seed": 8, **_LETTERED}),
     # The same in words, denser: it is learned last, and slowest.
     "far": (300, "cosine", "last", {"seed": 9, **_LETTERED, **_FAR}),
-    # From the mean of the three before: all that they teach, in steps twice as large.
+    # From the mean of the three before: all that they teach, in larger steps. Then from the mean of where it started and ended, with more letters.
     "settle": (300, "cosine", "mean", {"seed": 10, **_LETTERED, **_FAR, "worlds": 12}),
+    "again": (300, "cosine", "settled", {"seed": 11, **_LETTERED, **_FAR, **_AGAIN}),
 }
 # Learning rates of the matrices, under Muon, and of everything else.
-_RATES = {"far": (0.012, 2e-3), "settle": (0.01, 1.5e-3)}
+_RATES = {"far": (0.012, 2e-3), "settle": (0.01, 1.5e-3), "again": (0.01, 1.5e-3)}
 
 # Longer rows where a baseline's frames and words need them.
 _LENGTHS = {"read": 640, "order": 896, "whole": 960, "finish": 960, "polish": 1040, "last": 1408}
-_LENGTHS |= {"far": 2048, "settle": 2048}
+_LENGTHS |= {"far": 2048, "settle": 2048, "again": 2400}
 _VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
 
 

@@ -111,7 +111,7 @@ def test_the_config_of_a_baseline_is_the_agents_but_for_view_and_length():
 def test_the_recipe_of_a_baseline(tmp_path):
     agent, middle = recipe.commands(tmp_path), recipe.commands(tmp_path, "middle")
     assert list(agent) == list(middle)
-    for stage in ("vision", "mean"):
+    for stage in ("vision", "mean", "settled"):
         assert changed(agent[stage], middle[stage]) == ["--view=middle"]
     for stage in recipe.STAGES:
         there = [f"--config=configs/clueworld.py:{stage}.middle.0"]
@@ -120,7 +120,7 @@ def test_the_recipe_of_a_baseline(tmp_path):
 
 def test_seeds_share_neither_parameters_nor_worlds(tmp_path):
     first, second = recipe.commands(tmp_path), recipe.commands(tmp_path, seed=1)
-    for stage in ("vision", "mean"):
+    for stage in ("vision", "mean", "settled"):
         assert changed(first[stage], second[stage]) == ["--seed=1"]
     seeds = set()
     for command in (first, second):
