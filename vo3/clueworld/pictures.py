@@ -125,9 +125,12 @@ def curves(some: Sequence[Stage]) -> Markup:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(line(f"M{LEFT} {y(share):.1f}H{WIDTH - RIGHT}", "#8884", "1"))
         parts.append(text(f"{share:.0%}", LEFT - 6, y(share) + 4, text_anchor="end"))
+    free = 0.0  # where the last name ends; one that would stand in it goes above
     for stage in some:
+        above = 12 if x(stage.start) < free else 0
+        free = x(stage.start) + 6 + 6.5 * len(stage.name)
         parts.append(line(f"M{x(stage.start):.1f} {TOP - 10}V{HEIGHT - BOTTOM}", "#8888", "1"))
-        parts.append(text(stage.name, x(stage.start) + 4, TOP - 4))
+        parts.append(text(stage.name, x(stage.start) + 4, TOP - 4 - above))
         for name, color in LINES.items():
             points = [
                 f"{x(stage.start + row['step']):.1f} {y(row[name]):.1f}"
