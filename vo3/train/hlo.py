@@ -34,7 +34,8 @@ _CALLEE = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _KNOWN_TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
-_OPERAND = re.compile(r"%([\w.\-]+)")
+# Newer compilers write an element of a tuple as `%tuple#3`.
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)?)")
 # What the TPU compiler makes of a collective between slices: a transfer through the hosts.
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
@@ -105,10 +106,14 @@ def parse(text: str) -> Program:
     for line in text.splitlines():
         if not line.startswith(" "):
             found = _HEADER.match(line)
-            current = found.group(2) if found else None
-            if current is not None:
+            if found:
+                current = found.group(2)
                 computations[current] = []
                 entry = current if found.group(1) else entry
+            elif (
+                line == "}"
+            ):  # other lines go on with an instruction whose attributes hold line breaks
+                current = None
             continue
         found = _INSTRUCTION.match(line) if current is not None else None
         if found:
@@ -199,10 +204,18 @@ def _trips(
 
 def _behind(name: str, inside: Mapping[str, Instruction]) -> Instruction | None:
     """The instruction of that name, looked at through copies."""
-    found = inside.get(name)
+    found = _named(name, inside)
     while found is not None and found.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
-        found = inside.get(_operands(found)[0])
+        found = _named(_operands(found)[0], inside)
     return found
+
+
+def _named(name: str, inside: Mapping[str, Instruction]) -> Instruction | None:
+    """The instruction of that name, or what `tuple#index` stands for."""
+    of, _, index = name.partition("#")
+    if not index:
+        return inside.get(name)
+    return Instruction(name, (), "get-tuple-element", f"get-tuple-element(%{of}), index={index}")
 
 
 def _constant(i: Instruction | None) -> int | None:

@@ -1,5 +1,7 @@
 """Reading compiled programs: on text as the TPU compiler writes it, and on programs compiled here."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,18 @@ def test_bytes_are_those_of_the_ring_by_hand():
     assert set(found) == {
         (k, False) for k in ("collective-permute", "all-gather", "all-reduce", "reduce-scatter")
     }
+
+
+def test_elements_of_tuples_and_attributes_over_several_lines_as_newer_compilers_write_them():
+    newer = re.sub(r"\n  %i.1 = .*", "", TEXT).replace("compare(%i.1,", "compare(%p.1#0,")
+    before = "  ROOT %result"
+    assert before in newer
+    broken = '  %kernel = f32[] custom-call(%b), frontend_attributes={"a":\n"{}"\n}}, metadata={}\n'
+    newer = newer.replace(before, broken + before)
+    program = hlo.parse(newer)
+    assert program.unknown_loops == () and program.counts["body"] == 3
+    assert by_kind(program) == by_kind(hlo.parse(TEXT))
+    assert [i.name for i in program.computations["main"]][-2:] == ["kernel", "result"]
 
 
 def test_what_crosses_slices_is_told_apart():
