@@ -15,6 +15,7 @@ from vo3.video.deadline import Deadline, within
 from vo3.video.decode import Decoded, read_frames
 from vo3.video.errors import VideoError
 from vo3.video.folder import FrameFiles
+from vo3.video.pages import trim
 from vo3.video.policy import CropPolicy
 from vo3.video.sampling import ClipPlan, check_aspect, check_window, plan_clip
 from vo3.video.source import Source, directory_error, make_source
@@ -180,7 +181,10 @@ class VideoCrop:
 
     def _decode(self, plan: ClipPlan, start: float, end: float, grid: tuple[int, int, int]) -> Clip:
         deadline = Deadline(self.timeout_s, self.name)
-        decoded = within(deadline, lambda: self._read(plan, deadline))
+        try:
+            decoded = within(deadline, lambda: self._read(plan, deadline))
+        finally:
+            trim()
         return Clip(
             frames=decoded.frames,
             times=decoded.times,

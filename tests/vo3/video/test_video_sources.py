@@ -5,10 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import io
+import json
 import os
 import pathlib
 import pickle
-import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -296,30 +298,13 @@ def test_memory_over_a_thousand_random_windows(tmp_path):
     """720p: at no moment more than the frames of the window and 64 MB over the start, and no growth."""
     path = tmp_path / "large.mp4"
     video_makers.write(path, frames=750, height=720, width=1280, image=video_makers.large_picture)
-    crop = VideoCrop(path)
-    process, rng = psutil.Process(), random.Random(0)
-    gc.collect()
-    before, most, levels = process.memory_info().rss, [0], []
-    done = threading.Event()
-
-    def watch():
-        while not done.wait(0.002):
-            most[0] = max(most[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    size = 0
-    try:
-        for _ in range(1000):
-            start = rng.uniform(0, crop.duration - 10)
-            size = max(size, crop.crop(start, start + 10, "fine").frames.nbytes)
-            levels.append(process.memory_info().rss)
-    finally:
-        done.set()
-        watcher.join()
-    assert most[0] - before <= size + (64 << 20)
-    assert np.median(levels[900:]) - np.median(levels[100:200]) < 4 << 20
-    assert threading.active_count() < 40
+    # In a process of its own: what jax and the tests' type checks keep is not VideoCrop's.
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("many_windows.py")), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    got = json.loads(done.stdout)
+    assert got["most"] <= got["frames"] + (64 << 20)
+    assert got["growth"] < 4 << 20
+    assert got["threads"] < 40
 
 
 def test_a_path_may_be_relative_or_of_the_user(video, monkeypatch, tmp_path):
