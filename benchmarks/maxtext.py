@@ -6,7 +6,7 @@
 Both train the decoder of Qwen2.5-7B on text alone: one row a chip, weights and AdamW in float32 sharded over all chips, bfloat16
 computation, every layer recomputed, flash attention, no accumulation; MaxText's logits in as many tiles as `--tiles` says. Ours carries its
 frozen vision tower's weights as well. Compiled through libtpu, nothing runs. Bytes sent are read from both programs by the same code.
-The two environments may hold other versions of jax and libtpu, which are printed.
+Ours is compiled by the libtpu of MaxText's environment too: compilers differ by more than the goal. The versions of jax are printed.
 """
 
 from __future__ import annotations
@@ -119,11 +119,11 @@ def _base_config(python: pathlib.Path) -> str:
 
 
 def _versions(python: str) -> str:
+    if python == sys.executable:
+        return f"jax {metadata.version('jax')}"
     code = (
         "from importlib.metadata import version as v; print('jax', v('jax'), 'libtpu', v('libtpu'))"
     )
-    if python == sys.executable:
-        return f"jax {metadata.version('jax')} libtpu {metadata.version('libtpu')}"
     return subprocess.run(
         [python, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -140,7 +140,9 @@ def main() -> None:
         "--python", type=pathlib.Path, default=ROOT / ".venv-maxtext" / "bin" / "python"
     )
     args = parser.parse_args()
-    _base_config(args.python)
+    base = pathlib.Path(_base_config(args.python))
+    # Read when the first topology is asked for.
+    os.environ["TPU_LIBRARY_PATH"] = str(base.parents[2] / "libtpu" / "libtpu.so")
     mine = ours(args.topology, args.length)
     other = theirs(args.python, args.topology, args.length, args.tiles)
     table = Table(

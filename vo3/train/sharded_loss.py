@@ -64,7 +64,7 @@ def by_rows(
 
     Args:
       body: gives a tree of arrays whose first axis is that of rows, or of devices.
-      arrays: rows first.
+      arrays: rows first; the first of them are the states that the layers end in.
       model, mesh, axes: see `sharded_cross_entropy`.
     """
     axes = tuple(axis for axis in axes if mesh is not None and mesh.shape[axis] > 1)
@@ -84,6 +84,8 @@ def by_rows(
 
         return body(unembed, *arrays)
 
+    states, *rest = arrays
+    matrix, states = _reduced_first(matrix, states)
     rows = PartitionSpec(axes)
     return jax.shard_map(
         local,
@@ -93,4 +95,21 @@ def by_rows(
         axis_names=set(axes),
         # The sums start as constants, which vary over no axis; the specs above are the whole truth.
         check_vma=False,
-    )(matrix, *arrays)
+    )(matrix, states, *rest)
+
+
+@jax.custom_vjp
+def _reduced_first(matrix: Array, states: Array) -> tuple[Array, Array]:
+    """Both as they are. On the way back the matrix' gradient is reduced before the states' goes on to the layers: until then every device holds all of it."""
+    return matrix, states
+
+
+def _forward(matrix: Array, states: Array) -> tuple[tuple[Array, Array], None]:
+    return (matrix, states), None
+
+
+def _backward(_: None, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+    return jax.lax.optimization_barrier(gradients)
+
+
+_reduced_first.defvjp(_forward, _backward)
