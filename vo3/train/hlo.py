@@ -110,9 +110,7 @@ def parse(text: str) -> Program:
                 current = found.group(2)
                 computations[current] = []
                 entry = current if found.group(1) else entry
-            elif (
-                line == "}"
-            ):  # other lines go on with an instruction whose attributes hold line breaks
+            elif line == "}":  # any other line goes on with an attribute that holds line breaks
                 current = None
             continue
         found = _INSTRUCTION.match(line) if current is not None else None
