@@ -174,7 +174,7 @@ clueworld-rl: $(VENV)/.dev  ## RL of the embedded model over SEEDS, asked before
 	  $(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=$(RL)/$$seed --config.seed=$$seed
 	done
 	ask() { $(BIN)/python -m vo3.clueworld.evaluate --worlds=$(WORLDS) --videos=out/clueworld-eval/videos "$$@"; }
-	ask --workdir=$(RL)/asked/before
+	ask --workdir=$(RL)/asked/before --checkpoint=clueworld-sft
 	for seed in $(SEEDS); do ask --workdir=$(RL)/asked/$$seed --checkpoint=$(RL)/$$seed/export; done
 	$(BIN)/python -m vo3.train.rl_curves --out=$(RL)/curves.svg $(SEEDS:%=$(RL)/%/log.jsonl)
 	$(BIN)/python -m vo3.clueworld.gains --before=$(RL)/asked/before/agent $(SEEDS:%=$(RL)/asked/%/agent) | tee $(RL)/gains.md

@@ -92,15 +92,20 @@ def make_plan(source: Trajectories, tokenizer) -> Plan:
     )
 
 
-def worker_cpu() -> float:
-    """CPU seconds of every process that this one started."""
-    total = 0.0
-    for child in psutil.Process().children(recursive=True):
-        try:
-            total += sum(child.cpu_times()[:2])
-        except psutil.NoSuchProcess:
-            continue
-    return total
+class WorkerCpu:
+    """CPU seconds of every process that this one started; of one that has ended, as of the last call before."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, float], float] = {}
+
+    def __call__(self) -> float:
+        for child in psutil.Process().children(recursive=True):
+            try:
+                key, spent = (child.pid, child.create_time()), sum(child.cpu_times()[:2])
+            except psutil.NoSuchProcess:
+                continue
+            self._seen[key] = max(spent, self._seen.get(key, 0.0))
+        return sum(self._seen.values())
 
 
 def rss() -> float:
@@ -127,7 +132,7 @@ class Run:
 
 def run(plan, source, tokenizer, *, steps: int, workers: int, work_s: float, cache) -> Run:
     """Steps of `work_s` seconds on what the loader gives, after ten to warm up."""
-    warm, levels, spent, waited, cpu = 10, [], 0.0, 0.0, 0.0
+    warm, levels, spent, waited, first, cpu = 10, [], 0.0, 0.0, 0.0, WorkerCpu()
     loader = make_loader(
         plan, source, tokenizer, crop_policy=crop_policy(), vision=model_config().vision,
         rows_per_batch=1, stop_step=steps + warm, workers=workers, clip_cache=cache,
@@ -139,16 +144,16 @@ def run(plan, source, tokenizer, *, steps: int, workers: int, work_s: float, cac
             for _ in step.micro_batches:
                 time.sleep(work_s / len(step.micro_batches))
             now = time.perf_counter()
+            used = cpu()  # workers end with their last batch, which is before ours
             if step.plan.index == warm:
-                cpu = worker_cpu()
+                first = used
             if step.plan.index >= warm:
                 spent += now - began
                 waited += loader.counts.waited - before
                 if step.plan.index % 10 == 0:
                     levels.append(rss())
             began = now
-        cpu = worker_cpu() - cpu
-    return Run(spent / steps, waited / spent, cpu / steps, tuple(levels))
+    return Run(spent / steps, waited / spent, (used - first) / steps, tuple(levels))
 
 
 class _Torch:

@@ -1,4 +1,4 @@
-"""RL of the embedded model on ClueWorld, on a laptop: tasks and videos are made on the fly.
+"""RL of the embedded model on ClueWorld, from its fine-tuned state, on a laptop: tasks and videos are made on the fly.
 
 python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=out/clueworld-rl
 """
@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults()
     config.steps = 60
     config.model = "clueworld"
+    config.init_from = "clueworld-sft"  # what the embedded model was before RL
     config.dtype = "float32"
     config.remat = "none"
     config.data.source = "clueworld"

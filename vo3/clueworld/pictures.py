@@ -1,8 +1,9 @@
-"""Pictures of docs/clueworld.md: what the agent sees of a world, and the curves of a training log.
+"""Pictures of docs/clueworld.md: what the agent sees of a world, and the curves of training.
 
-    python -m vo3.clueworld.pictures --out=docs [--seed=2027] [--log=vo3/clueworld/assets/training_log.jsonl]
+    python -m vo3.clueworld.pictures --out=docs [--seed=2027] [--log=vo3/clueworld/assets/sft/training_log.jsonl] [--rl-log=vo3/clueworld/assets/rl_log.jsonl]
 
-Writes clueworld-seen.png (an overview in rows of 16 frames, the frames of the called window framed in white; below, the clip) and clueworld-curves.svg, drawn from the log alone.
+Writes clueworld-seen.png (an overview in rows of 16 frames, the frames of the called window framed in white; below, the clip), and from the logs alone clueworld-curves.svg of fine-tuning
+and clueworld-rl.svg of RL.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 from vo3.clueworld.views import crop_policy, observe, render, sightings
 from vo3.clueworld.world import World, make_world
 from vo3.models.loading import NAMES
+from vo3.train import rl_curves
 from vo3.viewer.markup import Markup, tag
 
 COLUMNS, GAP, GREY = 16, 4, 40
@@ -151,11 +153,12 @@ def curves(some: Sequence[Stage]) -> Markup:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draws both."""
+    """Draws them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the pictures")
     parser.add_argument("--seed", type=int, default=2027, help="of the world")
-    parser.add_argument("--log", default=str(NAMES["clueworld"] / "training_log.jsonl"))
+    parser.add_argument("--log", default=str(NAMES["clueworld-sft"] / "training_log.jsonl"))
+    parser.add_argument("--rl-log", default=str(NAMES["clueworld"] / "rl_log.jsonl"))
     args = parser.parse_args(argv)
     out = epath.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -163,7 +166,9 @@ def main(argv: list[str] | None = None) -> None:
         Image.fromarray(seen(make_world(args.seed))).save(file, format="png", optimize=True)
     drawn = curves(stages(epath.Path(args.log).read_text()))
     (out / "clueworld-curves.svg").write_text(f"{drawn}\n")
-    print(f"wrote {out / 'clueworld-seen.png'} and {out / 'clueworld-curves.svg'}")
+    rl = rl_curves.curves(rl_curves.read(epath.Path(args.rl_log).read_text(), args.rl_log))
+    (out / "clueworld-rl.svg").write_text(f"{rl}\n")
+    print(f"wrote clueworld-seen.png, clueworld-curves.svg and clueworld-rl.svg to {out}")
 
 
 if __name__ == "__main__":

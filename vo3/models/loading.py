@@ -22,8 +22,9 @@ from vo3.models.hf_table import ShardingFn, default_sharding
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.models.safetensors_io import CheckpointError
 
-# Models that ship with the package.
-NAMES = {"clueworld": epath.Path(pathlib.Path(__file__).parent.parent / "clueworld" / "assets")}
+# Models that ship with the package: after RL, and what RL began with.
+_ASSETS = epath.Path(pathlib.Path(__file__).parent.parent / "clueworld" / "assets")
+NAMES = {"clueworld": _ASSETS, "clueworld-sft": _ASSETS / "sft"}
 
 # The parameters of our own checkpoint directories.
 PARAMS = "params"

@@ -1,6 +1,8 @@
 """Curves of RL runs, drawn from their logs alone.
 
-    python -m vo3.train.rl_curves --out=docs/clueworld-rl.svg out/clueworld-rl/log.jsonl [MORE/log.jsonl ...]
+    python -m vo3.train.rl_curves --out=docs/clueworld-rl.svg out/clueworld-rl/0/log.jsonl [MORE/log.jsonl ...] [--keep=figures.jsonl]
+
+`--keep` writes what the panels show of all runs to one file, which this command draws as well as the logs.
 
 Four panels: reward, right answers, calls per question, overlap of calls and clues. A thin line is a run, step by step; the thick one is the mean over the runs of each one's running mean
 over `WINDOW` steps, as far as all runs go.
@@ -60,25 +62,37 @@ PANELS = (
 )
 
 Series = dict[int, float]  # step -> figure
+RUN = "run"  # of a row that `keep` wrote: which run it is of
 
 
-def read(log: str, name: str = "the log") -> list[dict]:
-    """The rows of a run's `log.jsonl`.
+def read(log: str, name: str = "the log") -> list[list[dict]]:
+    """The rows of each run of a `log.jsonl`, which is one, or of a file of `keep`.
 
     Raises:
       ValueError: a line that is no row of an RL run, or no line at all.
     """
-    rows = []
+    runs: dict[int, list[dict]] = {}
     for number, line in enumerate(log.splitlines(), 1):
         row = json.loads(line)
         if "step" not in row or "reward" not in row:
             raise ValueError(
                 f"line {number} of {name} has no step or reward; give the log.jsonl of a run of vo3.train.grpo"
             )
-        rows.append(row)
-    if not rows:
+        runs.setdefault(row.get(RUN, 0), []).append(row)
+    if not runs:
         raise ValueError(f"{name} is empty; the run has not finished a step")
-    return rows
+    return list(runs.values())
+
+
+def keep(logs: Sequence[Sequence[dict]]) -> str:
+    """What the panels show of these runs, one line a step, to four digits."""
+    shown = [figure for panel in PANELS for figure, _, _ in panel.lines]
+    lines = []
+    for run, rows in enumerate(logs):
+        for row in rows:
+            figures = {name: float(f"{row[name]:.4g}") for name in shown if name in row}
+            lines.append(json.dumps({RUN: run, "step": row["step"], **figures}))
+    return "\n".join(lines) + "\n"
 
 
 def series(rows: Sequence[dict], figure: str) -> Series:
@@ -152,14 +166,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="the SVG file")
     parser.add_argument("logs", nargs="+", help="log.jsonl of runs that differ in the seed")
+    parser.add_argument("--keep", metavar="FILE", help="write the figures that are drawn, too")
     args = parser.parse_args(argv)
     try:
-        logs = [read(epath.Path(log).read_text(), log) for log in args.logs]
+        logs = [run for log in args.logs for run in read(epath.Path(log).read_text(), log)]
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"rl_curves: {error}") from error
     out = epath.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(f"{curves(logs)}\n")
+    if args.keep:
+        epath.Path(args.keep).write_text(keep(logs))
     print(f"wrote {out}")
 
 

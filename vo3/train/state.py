@@ -209,7 +209,7 @@ def initial_params(run: Trainable) -> Params:
         params = _loaded(run, config.model)
     elif source == "random":
         params = _random(run, list(run.shapes))
-    elif any(epath.Path(source).glob("*.safetensors")):
+    elif source in loading.NAMES or any(epath.Path(source).glob("*.safetensors")):
         params = _loaded(run, source)
     else:
         from vo3.train import checkpoints  # it builds on this module

@@ -44,7 +44,10 @@ def test_the_picture_shows_the_overview_and_the_clip():
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "log.jsonl"
     path.write_text(log(("vision", 0, {"clock": 0.1}), ("vision", 50, {"clock": 0.9})) + "\n")
-    main(["--out", str(tmp_path / "docs"), "--log", str(path), "--seed", "3"])
+    rl = tmp_path / "rl.jsonl"
+    rl.write_text('{"run": 0, "step": 1, "reward": 1.5}\n{"run": 0, "step": 2, "reward": 2.0}\n')
+    main(["--out", str(tmp_path / "docs"), "--log", str(path), "--rl-log", str(rl), "--seed", "3"])
     assert Image.open(tmp_path / "docs" / "clueworld-seen.png").size[0] == 1024
     assert "clock, coarse" in (tmp_path / "docs" / "clueworld-curves.svg").read_text()
+    assert "2 steps" in (tmp_path / "docs" / "clueworld-rl.svg").read_text()
     assert "clueworld-seen.png" in capsys.readouterr().out

@@ -122,7 +122,7 @@ def test_a_workdir_of_another_configuration_is_refused(whole):
 def test_the_embedded_model_learns_from_real_videos(tmp_path):
     """Videos, engine, reward, update, export: by the names in the config alone. What the sampler says of a token is what the trainer says."""
     small = {
-        "init_from": "model", "steps": 1, "rl.clueworld.worlds": 1, "rl.clueworld.longest": 121, "rl.clueworld.options_share": 1.0,
+        "init_from": "clueworld-sft", "steps": 1, "rl.clueworld.worlds": 1, "rl.clueworld.longest": 121, "rl.clueworld.options_share": 1.0,
         "rl.min_std": 0.0, "rl.group": 2, "rl.prompts_per_step": 1, "rl.shapes": ((1280, 1024, 256),), "data.rows_per_device": 1,
         "rl.clueworld.tool_share": 1.0, "rl.clueworld.grounding_share": 0.0, "checkpoint.export_hf": True,
     }  # fmt: skip

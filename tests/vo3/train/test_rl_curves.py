@@ -14,7 +14,7 @@ def log(*values, **more):
 
 
 def test_running_means_and_means_over_runs_by_hand():
-    rows = c.read(log(1, 2, 3, 4, 5, 6))
+    [rows] = c.read(log(1, 2, 3, 4, 5, 6))
     assert c.smooth(c.series(rows, "reward")) == {1: 1, 2: 1.5, 3: 2, 4: 2.5, 5: 3, 6: 4}
     assert c.series(rows, "iou") == {}
     # The shorter run ends the mean.
@@ -23,7 +23,7 @@ def test_running_means_and_means_over_runs_by_hand():
 
 
 def test_a_line_is_where_the_log_says():
-    root = xml.fromstring(c.curves([c.read(log(0.0, 2.0))]))
+    root = xml.fromstring(c.curves(c.read(log(0.0, 2.0))))
     panels = [e for e in root if e.tag.endswith("}g")]
     assert len(panels) == len(c.PANELS) == 4
     thin, thick = [
@@ -45,6 +45,12 @@ def test_the_command(tmp_path, capsys):
     c.main(["--out", str(out), *map(str, paths)])
     assert "2 steps" in out.read_text() and str(out) in capsys.readouterr().out
     xml.fromstring(out.read_text())
+    # What is kept of both is drawn alike, without the logs.
+    kept = tmp_path / "kept.jsonl"
+    c.main(["--out", str(out), *map(str, paths), "--keep", str(kept)])
+    assert [json.loads(line)["run"] for line in kept.read_text().splitlines()] == [0, 0, 1, 1]
+    c.main(["--out", str(tmp_path / "again.svg"), str(kept)])
+    assert (tmp_path / "again.svg").read_text() == out.read_text()
     for text, message in (("", "is empty"), ('{"step": 1, "loss": 2}', "line 1 .* no step or rew")):
         paths[0].write_text(text)
         with pytest.raises(SystemExit, match=message):
