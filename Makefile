@@ -161,8 +161,9 @@ bench: $(VENV)/.parity  ## side-by-side measurements, one table
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 .PHONY: clueworld
-clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it
+clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it: fine-tuning, then RL
 	$(BIN)/python -m vo3.clueworld.recipe --workdir out/clueworld
+	$(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=out/clueworld/rl --config.init_from=out/clueworld/export
 
 # Resumable; one after the other, as each takes all cores.
 RL := out/clueworld-rl

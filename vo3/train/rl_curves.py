@@ -4,8 +4,8 @@
 
 `--keep` writes what the panels show of all runs to one file, which this command draws as well as the logs.
 
-Four panels: reward, right answers, calls per question, overlap of calls and clues. A thin line is a run, step by step; the thick one is the mean over the runs of each one's running mean
-over `WINDOW` steps, as far as all runs go.
+Four panels: reward, right answers, calls per question, overlap of calls and clues. A thin line is the running mean of a run over `WINDOW` steps, the thick one the mean of them, as far as all
+runs go. Axes reach from the lowest of these values to the highest, not from 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from etils import epath
 
 from vo3.viewer.markup import Markup, tag
 
-WINDOW = 5  # steps of the running mean
+WINDOW = 10  # steps of the running mean
 WIDTH, HEIGHT = 430, 220  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 30, 28
 
@@ -32,16 +32,14 @@ class Panel:
     Attributes:
       title: above it.
       lines: (figure of the log, its name in the legend, colour).
-      least: the axis reaches at least so far.
     """
 
     title: str
     lines: tuple[tuple[str, str, str], ...]
-    least: float = 1.0
 
 
 PANELS = (
-    Panel("reward", (("reward", "reward", "#3b7dd8"),), 2.0),
+    Panel("reward", (("reward", "reward", "#3b7dd8"),)),
     Panel(
         "right answers",
         (
@@ -130,10 +128,16 @@ def curves(logs: Sequence[Sequence[dict]]) -> Markup:
 
 
 def _panel(panel: Panel, logs: Sequence[Sequence[dict]], end: int) -> list[Markup]:
-    runs = {figure: [series(rows, figure) for rows in logs] for figure, _, _ in panel.lines}
-    most = max([panel.least, *(v for some in runs.values() for run in some for v in run.values())])
+    runs = {
+        figure: [smooth(run) for rows in logs if (run := series(rows, figure))]
+        for figure, _, _ in panel.lines
+    }
+    values = [v for some in runs.values() for run in some for v in run.values()] or [0.0, 1.0]
+    low, high = min(values), max(values)
+    if high == low:
+        low, high = low - 0.5, high + 0.5
     x = lambda step: LEFT + (WIDTH - LEFT - RIGHT) * step / max(end, 1)
-    y = lambda value: TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / most)
+    y = lambda value: TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
     text = lambda words, at, height, **more: tag(
         "text", words, x=f"{at:.1f}", y=f"{height:.1f}", fill="#888", font_size="11",
         font_family="sans-serif", **more,
@@ -143,15 +147,14 @@ def _panel(panel: Panel, logs: Sequence[Sequence[dict]], end: int) -> list[Marku
     )
     parts = [text(panel.title, LEFT, 14, font_weight="bold")]
     for share in (0.0, 0.5, 1.0):
-        value = share * most
+        value = low + share * (high - low)
         parts.append(line(f"M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}", "#8884", "1"))
-        parts.append(text(f"{value:.2g}", LEFT - 6, y(value) + 4, text_anchor="end"))
+        parts.append(text(f"{value:.3g}", LEFT - 6, y(value) + 4, text_anchor="end"))
     at = LEFT
     for figure, name, color in panel.lines:
-        present = [run for run in runs[figure] if run]
         path = lambda run: "M" + "L".join(f"{x(s):.1f} {y(run[s]):.1f}" for s in sorted(run))
-        parts += [line(path(run), color, "0.8", opacity="0.35") for run in present]
-        if middle := mean([smooth(run) for run in present]):
+        parts += [line(path(run), color, "0.8", opacity="0.5") for run in runs[figure]]
+        if middle := mean(runs[figure]):
             parts.append(line(path(middle), color, "2"))
         if len(panel.lines) > 1:
             parts.append(line(f"M{at} {HEIGHT - 10}h14", color, "2.5"))

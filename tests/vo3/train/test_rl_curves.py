@@ -15,7 +15,9 @@ def log(*values, **more):
 
 def test_running_means_and_means_over_runs_by_hand():
     [rows] = c.read(log(1, 2, 3, 4, 5, 6))
-    assert c.smooth(c.series(rows, "reward")) == {1: 1, 2: 1.5, 3: 2, 4: 2.5, 5: 3, 6: 4}
+    assert c.smooth(c.series(rows, "reward")) == {1: 1, 2: 1.5, 3: 2, 4: 2.5, 5: 3, 6: 3.5}
+    [long] = c.read(log(*range(c.WINDOW + 2)))
+    assert c.smooth(c.series(long, "reward"))[c.WINDOW + 2] == (c.WINDOW + 3) / 2
     assert c.series(rows, "iou") == {}
     # The shorter run ends the mean.
     assert c.mean([{1: 1.0, 2: 3.0}, {1: 2.0}]) == {1: 1.5}
@@ -23,16 +25,21 @@ def test_running_means_and_means_over_runs_by_hand():
 
 
 def test_a_line_is_where_the_log_says():
-    root = xml.fromstring(c.curves(c.read(log(0.0, 2.0))))
+    root = xml.fromstring(c.curves([*c.read(log(1.0, 3.0)), *c.read(log(3.0, 3.0))]))
     panels = [e for e in root if e.tag.endswith("}g")]
     assert len(panels) == len(c.PANELS) == 4
-    thin, thick = [
+    *thin, thick = [
         e for e in panels[0] if e.tag.endswith("path") and e.get("stroke") == c.PANELS[0].lines[0][2]
     ]  # fmt: skip
     half, end = c.LEFT + (c.WIDTH - c.LEFT - c.RIGHT) / 2, c.WIDTH - c.RIGHT
     bottom = c.HEIGHT - c.BOTTOM
-    assert thin.get("d") == f"M{half:.1f} {bottom:.1f}L{end:.1f} {c.TOP:.1f}"
-    assert thick.get("d") == f"M{half:.1f} {bottom:.1f}L{end:.1f} {(c.TOP + bottom) / 2:.1f}"
+    # Running means 1, 2 and 3, 3; their mean 2, 2.5. The axis goes from 1 to 3.
+    high, middle = c.TOP, (c.TOP + bottom) / 2
+    assert [line.get("d") for line in thin] == [
+        f"M{half:.1f} {bottom:.1f}L{end:.1f} {middle:.1f}",
+        f"M{half:.1f} {high:.1f}L{end:.1f} {high:.1f}",
+    ]
+    assert thick.get("d") == f"M{half:.1f} {middle:.1f}L{end:.1f} {(middle + high) / 2:.1f}"
     # Figures that the log lacks have no line, and their panel stands.
     assert not [e for e in panels[3] if e.get("stroke") == c.PANELS[3].lines[0][2]]
 
