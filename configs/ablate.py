@@ -38,7 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
         "clue_multi_w_tool",
         "clue_single_wo_tool|clue_multi_wo_tool",
     )
-    whole = {"length": 640, "transcripts": 1, "lookups": 1, "trajectories": True, "asked": asked}
+    # Whole conversations in words alone beside them: without, a digit that was read and said is not copied into the answer.
+    said = {"lookups": 2, "stated": "turns", "matched": 0.0}
+    whole = {"length": 896, "transcripts": 1, "trajectories": True, "asked": asked, **said}
     cell.read = ml_collections.ConfigDict({"steps": 200, **common, "data": {**data, **read}})
     cell.whole = ml_collections.ConfigDict(
         {"steps": 250, **common, "schedule": "cosine", "data": {**data, **whole}}

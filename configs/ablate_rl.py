@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         {"rl.steps": (40,)},
         {"rl.rl.reward.bonus_weight": (0.0,)},
         {"rl.rl.reward.decay": (0.0,)},
-        {"rl.rl.group": (4, 16)},
+        {"rl.rl.group": (4,)},
         {"rl.rl.tree": (False,)},
     )
     config.cell.rl = rl = rl_clueworld.get_config()

@@ -164,9 +164,9 @@ class Stream:
 
     def _text(self, rng: np.random.Generator) -> Example:
         """What a last think does once, without anything to see."""
-        if not self.config.options_share:
-            return self._arithmetic(rng)
         stated = self.config.stated
+        if not self.config.options_share and not stated:
+            return self._arithmetic(rng)
         if self.config.ordered and rng.random() < self.config.ordered:
             return self._stated(tasks.OVERVIEW_KINDS, rng) if stated else self._ordered(rng)
         if rng.random() < self.config.matched:

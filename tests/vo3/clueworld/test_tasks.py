@@ -240,6 +240,18 @@ def test_stated_turns_are_a_trajectory_without_its_videos():
         assert "<grounding>" not in TOKENIZER.decode(ids[weight > 0])
 
 
+def test_stated_turns_of_open_questions_end_with_what_was_said():
+    config = DataConfig(worlds=2, length=1000, transcripts=0, lookups=5, trajectories=False, matched=0.0, stated="turns", options_share=0.0, scale="micro")  # fmt: skip
+    batch = make_stream(config).batch(0)
+    said = []
+    for row in batch.ids:
+        for example in TOKENIZER.decode(row).split("<|im_start|>user\n")[1:]:
+            word, answer = re.search(r"(\w+)\.</think>\n<answer>(\w+)<", example).groups()
+            assert word == answer and "A " not in example
+            said.append(answer)
+    assert len(said) == 10 and len(set(said)) > 2
+
+
 @pytest.mark.parametrize("view", ["agent", "middle"])
 def test_letters_stand_in_sentences_behind_turns(view):
     config = DataConfig(worlds=2, length=1000, transcripts=0, lookups=5, trajectories=False, matched=1.0, stated="sentences", view=view)  # fmt: skip
