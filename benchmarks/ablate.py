@@ -5,7 +5,7 @@ own loop. A cell with a section `rl` goes on with RL from its last stage, by the
 kept in the workdir: a second run goes on where the first stopped, RL within its own steps, and prints the same table.
 
 The table has one row a cell: for every quadrant the share of right answers, with the 95 % interval over questions (Wilson, all seeds together) and, from two seeds on, the
-mean and its 95 % interval over seeds (Student's t). Tokens, calls and IoU are of the questions on a single clue that need a call. Time is the wall clock of the cell's stages, whoever
+mean and its 95 % interval over seeds (Student's t): of the first cell itself, of the others of their difference from it, seed by seed. Tokens, calls and IoU are of the questions on a single clue that need a call. Time is the wall clock of the cell's stages, whoever
 trained them, or of its RL alone where it has RL.
 """
 
@@ -232,19 +232,34 @@ class Result:
     @property
     def over_seeds(self) -> tuple[float, float, float]:
         """(mean, low, high): Student's t over seeds; (mean, 0, 1) for one."""
-        values = np.array([s.right / max(s.total, 1) for s in self.shares])
-        if len(values) < 2:
-            return float(values.mean()), 0.0, 1.0
-        from scipy.stats import t
+        if len(self.shares) < 2:
+            return float(self._values.mean()), 0.0, 1.0
+        return _student(self._values)
 
-        half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-        return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    @property
+    def _values(self) -> np.ndarray:
+        return np.array([s.right / max(s.total, 1) for s in self.shares])
 
     def __str__(self) -> str:
         if len(self.shares) < 2:
             return str(self.pooled)
         mean, low, high = self.over_seeds
         return f"{self.pooled}; seeds {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def beside(self, first: Result) -> str:
+        """With the difference from another cell of the same seeds, seed by seed: what seeds have in common falls out."""
+        if len(self.shares) < 2:
+            return str(self)
+        mean, low, high = (100 * x for x in _student(self._values - first._values))
+        return f"{self.pooled}; {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _student(values: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high): Student's 95 % interval."""
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
 def called_iou(trajectory: Trajectory) -> float | None:
@@ -292,10 +307,13 @@ def show(config: ml_collections.ConfigDict, workdir: epath.Path, console: Consol
     table = Table(title=f"right answers; seeds {tuple(config.seeds)}, {config.worlds} worlds")
     for name in ("cell", *config.quadrants, "tokens", "calls", "IoU", "minutes"):
         table.add_column(name)
-    written = []
+    written: list[dict] = []
+    first: dict[str, Result] = {}
     for cell, results, figures in run(config, workdir):
         numbers = (f"{figures['tokens']:.0f}", f"{figures['calls']:.2f}", f"{figures['iou']:.2f}")
-        row = (*(str(results[q]) for q in config.quadrants), *numbers, f"{figures['minutes']:.1f}")
+        told = [results[q].beside(first[q]) if first else str(results[q]) for q in config.quadrants]
+        first = first or results
+        row = (*told, *numbers, f"{figures['minutes']:.1f}")
         console.print(cell.name, *row, sep="  ")
         table.add_row(cell.name, *row)
         written.append(
