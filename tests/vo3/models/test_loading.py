@@ -144,6 +144,14 @@ def test_a_name_that_is_not_installed(monkeypatch, tmp_path):
         vo3.models.load("clueworld")
 
 
+def test_the_embedded_model_before_and_after_rl():
+    after, before = vo3.models.load("clueworld"), vo3.models.load("clueworld-sft")
+    assert after.config == before.config and after.crop_policy == before.crop_policy
+    assert after.prompt_pack.name == before.prompt_pack.name == "clueworld"
+    changed = [not np.array_equal(a, b) for a, b in zip(leaves(after), leaves(before), strict=True)]
+    assert sum(changed) > len(changed) / 2
+
+
 # ---------------------------------------------------------------- run
 
 
