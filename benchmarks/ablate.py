@@ -5,8 +5,8 @@ own loop. A cell with a section `rl` goes on with RL from its last stage, by the
 kept in the workdir: a second run goes on where the first stopped, RL within its own steps, and prints the same table.
 
 The table has one row a cell: for every quadrant the share of right answers, with the 95 % interval over questions (Wilson, all seeds together) and, from two seeds on, the
-mean and its 95 % interval over seeds (Student's t): of the first cell itself, of the others of their difference from it, seed by seed. Tokens, calls and IoU are of the questions on a single clue that need a call. Time is the wall clock of the cell's stages, whoever
-trained them, or of its RL alone where it has RL.
+mean and its 95 % interval over seeds (Student's t): of the first cell itself, of the others of their difference from it, seed by seed. Tokens, calls and IoU are of the questions on a single
+clue that need a call. Time is the wall clock of the cell's stages, whoever trained them, or of its RL alone where it has RL.
 """
 
 from __future__ import annotations

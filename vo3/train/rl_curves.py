@@ -179,7 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(f"{curves(logs)}\n")
     if args.keep:
-        epath.Path(args.keep).write_text(keep(logs))
+        kept = epath.Path(args.keep)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(keep(logs))
     print(f"wrote {out}")
 
 

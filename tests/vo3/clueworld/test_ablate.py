@@ -85,9 +85,9 @@ def test_intervals_over_seeds_by_hand():
     half = 4.302653 * 0.1 / math.sqrt(3)
     np.testing.assert_allclose((mean, low, high), (0.9, 0.9 - half, 0.9 + half), rtol=1e-6)
     assert "seeds 90.0 % [65.2, 114.8]" in str(result)
-    # Differences 0.1, 0, -0.1 and their mean.
-    other = Result((Share(9, 10), Share(9, 10), Share(9, 10)))
-    assert other.beside(result) == f"{other.pooled}; +0.0 [-24.8, +24.8]"
+    # Differences 0.1, 0.1, 0: deviation 0.0577, half of the interval 0.143.
+    other = Result((Share(9, 10), Share(10, 10), Share(10, 10)))
+    assert other.beside(result) == f"{other.pooled}; +6.7 [-7.7, +21.0]"
     alone = Result((Share(1, 2),))
     assert alone.beside(alone) == str(alone)
     assert alone.over_seeds == (0.5, 0.0, 1.0) and "seeds" not in str(alone)

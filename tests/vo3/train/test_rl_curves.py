@@ -53,7 +53,7 @@ def test_the_command(tmp_path, capsys):
     assert "2 steps" in out.read_text() and str(out) in capsys.readouterr().out
     xml.fromstring(out.read_text())
     # What is kept of both is drawn alike, without the logs.
-    kept = tmp_path / "kept.jsonl"
+    kept = tmp_path / "figures" / "kept.jsonl"
     c.main(["--out", str(out), *map(str, paths), "--keep", str(kept)])
     assert [json.loads(line)["run"] for line in kept.read_text().splitlines()] == [0, 0, 1, 1]
     c.main(["--out", str(tmp_path / "again.svg"), str(kept)])
