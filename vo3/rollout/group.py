@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
+import functools
 
-from vo3.models.qwen2_5_vl.config import VisionConfig
 from vo3.rollout.context import Context, Counts
 from vo3.rollout.errors import RolloutError
-from vo3.rollout.host_calls import HostCalls, Ticket
+from vo3.rollout.host_calls import Ticket
 from vo3.rollout.job import Job
 from vo3.rollout.leaf import Leaf
-from vo3.rollout.run import Rollout, Video, look
+from vo3.rollout.opener import Opened, Opener
+from vo3.rollout.run import Rollout
 from vo3.rollout.sampler import Sampling
 from vo3.rollout.setting import Opening, Setting
 from vo3.rollout.stream import Stream
-from vo3.rollout.vision import Patches, clip_patches
 from vo3.trajectory import Task
-from vo3.video import Clip, VideoError
+from vo3.video import VideoError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +36,6 @@ class GroupRollout:
     cause: VideoError | RolloutError | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """What a host thread makes of a task's video."""
-
-    video: Video
-    overview: Clip
-    patches: list[Patches]
-    seconds: float
-
-
 class Group:
     """A task: first its video is opened on a host thread, then it stands in a slot.
 
@@ -59,42 +47,15 @@ class Group:
       error: why it could not begin; cause: that error itself.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        number: int,
-        *,
-        open_video: Callable[[Task], Video],
-        host: HostCalls,
-        vision: VisionConfig,
-        table: tuple[int, ...],
-    ):
-        """Has the video opened and the overview read.
-
-        Args:
-          job, number: see above.
-          open_video: opens the task's video.
-          host: where to.
-          vision: of the model.
-          table: buckets of patches.
-        """
+    def __init__(self, job: Job, number: int, opener: Opener):
+        """Has the video opened and the overview read by `opener`."""
         self.job, self.task, self.number = job, job.task, number
         self.prompt: Stream | None = None
         self.leaves: tuple[Leaf, ...] = ()
         self.error: str | None = None
         self.cause: VideoError | RolloutError | None = None
-        self._host, self._vision, self._table = host, vision, table
-        task = job.task
-        self.name = task.video if isinstance(task.video, str) else f"the video of task {task.id}"
-
-        def work() -> Opened:
-            began = time.perf_counter()
-            video = open_video(task)
-            overview = video.overview()
-            patches = list(clip_patches(overview, vision, table, 0))
-            return Opened(video, overview, patches, time.perf_counter() - began)
-
-        self.ticket: Ticket[Opened] = host.submit(work, self.name)
+        self._opener = opener
+        self.ticket: Ticket[Opened] = opener.open(job.task)
 
     def start(self, setting: Setting, samplings: list[Sampling], *, longest: int) -> None:
         """Encodes the question and begins the rollouts; sets `error` where that cannot be.
@@ -129,7 +90,7 @@ class Group:
                 opening,
                 opened.video,
                 sampling,
-                self._fetch(opened.video),
+                functools.partial(self._opener.clip, self.task, opened.video),
                 self.job.on_event,
             )
             for sampling in samplings
@@ -148,13 +109,3 @@ class Group:
         """The finished group."""
         rollouts = () if self.error else tuple(leaf.rollout for leaf in self.leaves)
         return GroupRollout(self.task, rollouts, self.error, self.cause)
-
-    def _fetch(self, video: Video):
-        def fetch(call) -> Ticket[tuple[Clip, list[Patches]]]:
-            def work() -> tuple[Clip, list[Patches]]:
-                clip = look(video, call)
-                return clip, list(clip_patches(clip, self._vision, self._table, 0))
-
-            return self._host.submit(work, self.name)
-
-        return fetch

@@ -9,6 +9,7 @@ task's id and the number of the rollout, not on what else is in the batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from vo3.chat import PromptPack
@@ -20,8 +21,9 @@ from vo3.rollout.group_counts import GroupCounts
 from vo3.rollout.group_programs import GroupPrograms
 from vo3.rollout.host_calls import HostCalls
 from vo3.rollout.job import Job
+from vo3.rollout.opener import Opener
 from vo3.rollout.policy import RolloutPolicy
-from vo3.rollout.rolling import Rolling
+from vo3.rollout.rolling import AHEAD, Rolling
 from vo3.rollout.run import Video
 from vo3.rollout.sampler import Knobs, Sampling, host_knobs
 from vo3.rollout.setting import Setting, longest, own_dialect, own_pack, own_tokenizer
@@ -88,6 +90,7 @@ class GroupEngine:
             )
         self._steps = agree_every if self._programs.shared else 1
         self._running = False
+        self._ahead: Opener | None = None
 
     @property
     def compilations(self) -> int:
@@ -121,6 +124,18 @@ class GroupEngine:
         else:
             self._programs.warm_up(self._buckets, host_knobs(sampling), sampling.method)
         return self.compilations
+
+    def open_ahead(self, tasks: Iterable[Task], open_video: Callable[[Task], Video]) -> None:
+        """Begins to open the videos of the tasks that the next `run` begins with, as many as it would open at once, and returns.
+
+        What is opened does not depend on the parameters, so this goes on while they are updated. `run` takes over what is there for its tasks
+        if it is given the same `open_video`.
+        """
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = self._opener(open_video)
+        for task in itertools.islice(tasks, self._lanes * self._programs.groups + AHEAD):
+            self._ahead.ahead(task)
 
     def run(
         self,
@@ -173,7 +188,10 @@ class GroupEngine:
         if self._running:
             raise RuntimeError("another run is under way; exhaust or close it first")
         self._running = True
-        host = HostCalls(workers=self._workers, timeout_s=self._timeout_s)
+        opener, self._ahead = self._ahead or self._opener(open_video), None
+        if opener.open_video != open_video:
+            opener.close()
+            opener = self._opener(open_video)
         try:
             yield from Rolling(
                 self._programs,
@@ -181,11 +199,16 @@ class GroupEngine:
                 Setting.of(self.model, self.tokenizer, self.pack, self.policy),
                 self.counts,
                 jobs=jobs,
-                open_video=open_video,
+                opener=opener,
                 lanes=self._lanes,
                 steps=self._steps,
                 **options,
-            ).groups(host)
+            ).groups()
         finally:
-            host.close()
+            opener.close()
             self._running = False
+
+    def _opener(self, open_video: Callable[[Task], Video]) -> Opener:
+        host = HostCalls(workers=self._workers, timeout_s=self._timeout_s)
+        vision = self._programs.config.vision
+        return Opener(open_video, host, vision=vision, table=self._buckets.patches)

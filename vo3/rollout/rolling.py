@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from absl import logging
 
@@ -17,17 +17,15 @@ from vo3.rollout.buckets import GroupBuckets
 from vo3.rollout.group import Group, GroupRollout
 from vo3.rollout.group_counts import GroupCounts
 from vo3.rollout.group_programs import GroupPrograms
-from vo3.rollout.host_calls import HostCalls
 from vo3.rollout.job import Job
 from vo3.rollout.lane import Lane
 from vo3.rollout.lockstep import agree
-from vo3.rollout.run import Video
+from vo3.rollout.opener import Opener
 from vo3.rollout.sampler import Sampling
 from vo3.rollout.setting import Setting
-from vo3.trajectory import Task
 
 # Groups whose video is opened before a slot is free for them.
-_AHEAD = 1
+AHEAD = 1
 # Finished groups kept for one that goes before them, as a multiple of the slots.
 _BEHIND = 4
 # Seconds to wait for a host thread at a time, when there is nothing else to do.
@@ -45,7 +43,7 @@ class Rolling:
         counts: GroupCounts,
         *,
         jobs: Iterable[Job | None],
-        open_video: Callable[[Task], Video],
+        opener: Opener,
         sampling: Sampling,
         seed: int,
         lanes: int,
@@ -57,14 +55,15 @@ class Rolling:
         Args:
           programs, buckets, setting, counts: of the engine.
           jobs: None among them says that there is no next one yet.
-          open_video, sampling, seed: see `GroupEngine.run`.
+          opener: opens videos, on host threads.
+          sampling, seed: see `GroupEngine.run`.
           lanes: batches of groups.
           steps: tokens decoded between two agreements.
           live: whether every job's sampling is its own, and results come as they are done.
         """
         self.programs, self.buckets = programs, buckets
         self.setting, self.counts = setting, counts
-        self.jobs, self.open_video = iter(jobs), open_video
+        self.jobs, self.opener = iter(jobs), opener
         self.live = live
         self.sampling, self.seed = sampling, seed
         self.opening: collections.deque[Group] = collections.deque()
@@ -83,12 +82,12 @@ class Rolling:
             for _ in range(lanes)
         ]
 
-    def groups(self, host: HostCalls) -> Iterator[GroupRollout]:
+    def groups(self) -> Iterator[GroupRollout]:
         """Runs to the end."""
         while True:
             idle, busy = True, False
             for lane in self.lanes:
-                self._pull(host)
+                self._pull()
                 self._drop_left(lane)
                 self._place(lane)
                 for _, _, leaf in list(lane.leaves("clip")):
@@ -103,19 +102,19 @@ class Rolling:
             if not busy:
                 return
             if idle:
-                self._wait(host)
+                self._wait()
 
     def _next_out(self) -> int | None:
         """The group that is to come out next."""
         return next(iter(self.finished), None) if self.live else self.given
 
-    def _pull(self, host: HostCalls) -> None:
+    def _pull(self) -> None:
         """Has the videos of the next tasks opened."""
         slots = sum(len(lane.slots) for lane in self.lanes)
         free = sum(group is None for lane in self.lanes for group in lane.slots)
         while (
             not self.exhausted
-            and len(self.opening) < free + _AHEAD
+            and len(self.opening) < free + AHEAD
             and self.pulled < self.given + _BEHIND * slots
         ):
             try:
@@ -125,16 +124,7 @@ class Rolling:
                 return
             if job is None:
                 return
-            self.opening.append(
-                Group(
-                    job,
-                    self.pulled,
-                    open_video=self.open_video,
-                    host=host,
-                    vision=self.programs.config.vision,
-                    table=self.buckets.patches,
-                )
-            )
+            self.opening.append(Group(job, self.pulled, self.opener))
             self.pulled += 1
 
     def _place(self, lane: Lane) -> None:
@@ -197,14 +187,14 @@ class Rolling:
                 )
         self.finished[group.number] = result
 
-    def _wait(self, host: HostCalls) -> None:
+    def _wait(self) -> None:
         """Nothing is left for the device: waits for a host thread."""
         clips = [leaf.ticket for lane in self.lanes for _, _, leaf in lane.leaves("clip")]
         free = any(group is None for lane in self.lanes for group in lane.slots)
         tickets = clips + ([group.ticket for group in self.opening] if free else [])
         began = time.perf_counter()
         if tickets:  # one that is done by now ends the wait at once
-            host.wait(tickets, _WAIT_S)
+            self.opener.host.wait(tickets, _WAIT_S)
         self.counts.waited_s += time.perf_counter() - began
 
 

@@ -6,6 +6,7 @@ next, and the place in the data is one integer. Every process rolls out its shar
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import time
@@ -35,6 +36,9 @@ class Roller(Protocol):
 
     def update(self, model: Qwen2_5_VL) -> None:
         """Goes on with these weights."""
+
+    def ahead(self, tasks: Sequence[Task]) -> None:
+        """Begins to read the videos of the tasks that `roll` is asked for next; called on another thread, never while `roll` runs."""
 
     def roll(self, tasks: Sequence[Task], *, seed: int) -> list[GroupRollout]:
         """The groups of the tasks, in order. Rollout i of a task depends on (weights, task, seed, i) alone."""
@@ -73,6 +77,18 @@ class Collector:
         """`last`: the prompt that the run ends before; None: it does not."""
         self._config, self._prompts, self._roller, self._last = config, prompts, roller, last
         self._scorer = Scorer(config)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="vo3-ahead")
+        self._begun: concurrent.futures.Future[None] | None = None
+
+    def ahead(self, cursor: int) -> None:
+        """Begins to write and read the videos of the step that takes the prompts from `cursor` on, while the update runs."""
+
+        def work() -> None:
+            self._prompts.ready(numbers)
+            self._roller.ahead([self._prompts[number].task for number in numbers])
+
+        if numbers := self._mine(cursor, self._wave(cursor, self._config.rl.prompts_per_step)):
+            self._begun = self._thread.submit(work)
 
     def step(self, step: int, cursor: int) -> Collected:
         """The groups of a step, from prompt `cursor` on.
@@ -86,14 +102,16 @@ class Collector:
         seconds = {"rollout": 0.0, "videos": 0.0, "reward": 0.0}
         seed = step_seed(self._config.seed, step)
         ended = False
+        if self._begun is not None:
+            with _Clock(seconds, "videos"):
+                begun, self._begun = self._begun, None
+                begun.result()
         while complete < wanted and cursor - begin < most:
-            count = min(wanted - complete, most - (cursor - begin))
-            if self._last is not None:
-                count = min(count, self._last - cursor)
+            count = self._wave(cursor, min(wanted - complete, most - (cursor - begin)))
             if count <= 0:
                 ended = True
                 break
-            mine = list(range(cursor, cursor + count))[jax.process_index() :: jax.process_count()]
+            mine = self._mine(cursor, count)
             with _Clock(seconds, "videos"):
                 self._prompts.ready(mine)
                 chosen = [self._prompts[number] for number in mine]
@@ -129,6 +147,14 @@ class Collector:
             rollouts = tuple(reopened(t, video) for t in some)
             groups.append(self._scorer.group(number, GroupRollout(some[0].task, rollouts)))
         return groups
+
+    def _wave(self, cursor: int, count: int) -> int:
+        """Prompts from `cursor` on, `count` of them or as many as are left."""
+        return count if self._last is None else min(count, self._last - cursor)
+
+    def _mine(self, cursor: int, count: int) -> list[int]:
+        """Those that are this process's."""
+        return list(range(cursor, cursor + count))[jax.process_index() :: jax.process_count()]
 
     def _short(
         self, step: int, complete: int, wanted: int, drawn: int, groups: list[ScoredGroup]
@@ -177,6 +203,10 @@ class GroupRoller:
                 logging.info("%d rollout programs compiled", self.engine.warm_up(self._sampling))
         else:
             self.engine.update(model)
+
+    def ahead(self, tasks: Sequence[Task]) -> None:
+        """Begins to read their videos."""
+        self.engine.open_ahead(tasks, self._open)
 
     def roll(self, tasks: Sequence[Task], *, seed: int) -> list[GroupRollout]:
         """The groups of the tasks, in order."""

@@ -203,6 +203,8 @@ class Loop:
                     logging.info("asked to end: kept the rollouts of step %d", done + 1)
                     break
                 self.publish.release()
+                if done + 1 < total and not collected.ended:
+                    self.collector.ahead(collected.cursor)
                 state, update = self.updater.update(state, kept(collected.groups))
                 done, cursor = done + 1, collected.cursor
                 profile.after(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -132,6 +133,35 @@ def test_batch_slot_and_order_change_nothing(engine):
     [other] = engine().run(TASKS[1:2], video, sampling=sampling, seed=4)
     assert words(other) != whole["b"]
     assert len({tuple(turn) for rollout in whole.values() for turn in rollout}) == 9
+
+
+def test_videos_opened_ahead_are_the_ones_that_are_asked_about(engine):
+    """As many as a run would open at once, before it, each once; what is said is the same. Another opener starts anew."""
+    opened, all_there = [], threading.Event()
+
+    def open_video(task):
+        opened.append(task.id)
+        if len(opened) == 3:
+            all_there.set()
+        if task.id == "b":
+            raise VideoError("missing", "b.mp4 is gone", "put it back")
+        return video(task)
+
+    groups = engine()
+    plain = list(groups.run(TASKS, video, seed=3))
+    groups.open_ahead([*TASKS, dataclasses.replace(TASK, id="d")], open_video)
+    assert all_there.wait(60) and sorted(opened) == ["a", "b", "c"]
+    got = list(groups.run(TASKS, open_video, seed=3))
+    assert sorted(opened) == ["a", "b", "c"] and "b.mp4 is gone" in got[1].error
+    for here, there in ((got[0], plain[0]), (got[2], plain[2])):
+        assert words(here) == words(there)
+    # A task of the same id that asks something else, or another way to open: nothing of it is used.
+    groups.open_ahead(TASKS[:1], open_video)
+    [other] = groups.run([dataclasses.replace(TASKS[0], video="other.mp4")], open_video, seed=3)
+    assert other.task.video == "other.mp4" and opened.count("a") == 3
+    groups.open_ahead(TASKS[1:2], open_video)
+    [anew] = groups.run(TASKS[1:2], video, seed=3)
+    assert words(anew) == words(plain[1])
 
 
 def test_a_lost_overview_is_the_groups_error(engine):

@@ -1,0 +1,50 @@
+"""The first half of an RL step: what is begun ahead of it."""
+
+from __future__ import annotations
+
+import pytest
+import rl_runs
+from rl_runs import FakePrompts, FakeRoller
+
+from vo3.train.collect import Collector
+
+
+class SlowPrompts(FakePrompts):
+    """Writes down which videos are asked for; `missing`: cannot be written."""
+
+    def __init__(self, missing=()):
+        super().__init__()
+        self.asked, self.missing = [], set(missing)
+
+    def ready(self, numbers):
+        self.asked.append(list(numbers))
+        if self.missing & set(numbers):
+            raise OSError("no space left")
+
+
+def collector(prompts, roller, last=None):
+    return Collector(rl_runs.config(**{"rl.prompts_per_step": 3}), prompts, roller, last=last)
+
+
+def test_the_next_step_is_begun_with_its_own_prompts_and_changes_nothing():
+    plain = collector(SlowPrompts(), FakeRoller(blind=True)).step(4, 6)
+    prompts, roller = SlowPrompts(), FakeRoller(blind=True)
+    some = collector(prompts, roller, last=9)
+    some.ahead(6)
+    ours = some.step(4, 6)
+    assert roller.begun == ["p6", "p7", "p8"] == roller.asked
+    assert prompts.asked == [[6, 7, 8], [6, 7, 8]]
+    texts = lambda got: [[r.trajectory.dumps() for r in g.rollouts] for g in got.groups]
+    assert texts(ours) == texts(plain) and ours.cursor == plain.cursor == 9
+    some.ahead(8)  # one prompt is left
+    some.step(5, 8)
+    assert roller.begun == ["p8"]
+    some.ahead(9)  # none is
+    assert some.step(6, 9).ended and roller.begun == ["p8"]
+
+
+def test_what_goes_wrong_ahead_is_told_by_the_step():
+    some = collector(SlowPrompts(missing=[7]), FakeRoller(blind=True))
+    some.ahead(6)
+    with pytest.raises(OSError, match="no space left"):
+        some.step(4, 6)
