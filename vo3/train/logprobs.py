@@ -58,8 +58,10 @@ def token_scores(
     def part(_: None, rows: tuple[Array, Array]) -> tuple[None, TokenScores]:
         states, labels = rows
         logits = unembed(states).astype(jnp.float32) / jnp.float32(temperature)
+        # The largest logit comes off first, as in the sampler: small differences of large numbers would lose the last digits of a likely token.
+        logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
         at = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
-        norm = jax.nn.logsumexp(logits, axis=-1)
+        norm = jnp.log(jnp.exp(logits).sum(axis=-1))
         fixed, fixed_norm = jax.lax.stop_gradient((logits, norm))
         share = jnp.exp(fixed - fixed_norm[..., None])
         return None, TokenScores(at - norm, fixed_norm - jnp.sum(share * fixed, axis=-1))
