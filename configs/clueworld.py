@@ -16,7 +16,7 @@ python -m vo3.clueworld.recipe --workdir=out/clueworld --only=settled
 python -m vo3.train.sft --config=configs/clueworld.py:again --workdir=out/clueworld/again
 python -m vo3.clueworld.recipe --workdir=out/clueworld --only=export
 
-`STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, other rows' lengths.
+`STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, rows as long as they need.
 
 python -m vo3.train.sft --config=configs/clueworld.py:whole.middle --workdir=out/middle/whole
 
@@ -33,22 +33,21 @@ _TWO = (
     "clue_single_wo_tool|clue_multi_wo_tool|temporal_grounding",
 )
 _HARDER = ("clue_single_w_tool|clue_multi_w_tool|clue_multi_w_tool", _TWO[1])
-_STATED = {"length": 880, "lookups": 4, "matched": 0.5, "stated": "digits", "asked": _HARDER}
+_STATED = {"lookups": 4, "matched": 0.5, "stated": "digits", "asked": _HARDER}
 _LETTERED = {
-    "length": 1152, "worlds": 10, "lookups": 3, "ordered": 0.1, "matched": 0.3, "stated": "turns", "options_share": 0.85, "asked": _TWO,
+    "worlds": 10, "lookups": 3, "ordered": 0.1, "matched": 0.3, "stated": "turns", "options_share": 0.85, "asked": _TWO,
 }  # fmt: skip
 _FAR = {
-    "length": 1696,
     "worlds": 6,
     "lookups": 6,
     "ordered": 0.0,
     "matched": 0.7,
     "stated": "sentences",
 }
-_AGAIN = {"length": 2048, "worlds": 12, "lookups": 8, "matched": 0.9}
-_TEXT = {"length": 800, "transcripts": 0, "lookups": 16, "trajectories": False}
+_AGAIN = {"worlds": 12, "lookups": 8, "matched": 0.9}
+_TEXT = {"transcripts": 0, "lookups": 16, "trajectories": False}
 # Two questions a world: what is hard is to list the cards of many worlds, and to find one of them.
-_MIXED = {"length": 760, "lookups": 3, "ordered": 0.3, "asked": _TWO}
+_MIXED = {"lookups": 3, "ordered": 0.3, "asked": _TWO}
 # stage: steps, learning-rate schedule, where the parameters come from, data
 _STAGES = {
     # Letters alone: beside sums, what matches an option's text with its letter is not found.
@@ -58,7 +57,7 @@ _STAGES = {
         200,
         "constant",
         "text",
-        {"seed": 1, "patches": 2, "length": 480, "transcripts": 8, "trajectories": False},
+        {"seed": 1, "patches": 2, "transcripts": 8, "trajectories": False},
     ),
     "order": (
         300,
@@ -68,7 +67,6 @@ _STAGES = {
             "seed": 2,
             "patches": 10,
             "dense": True,
-            "length": 608,
             "transcripts": 5,
             "trajectories": False,
         },
@@ -93,10 +91,14 @@ _STAGES = {
 # Learning rates of the matrices, under Muon, and of everything else.
 _RATES = {"far": (0.012, 2e-3), "settle": (0.01, 1.5e-3), "again": (0.01, 1.5e-3)}
 
-# Longer rows where a baseline's frames and words need them.
-_LENGTHS = {"read": 640, "order": 896, "whole": 960, "finish": 960, "polish": 1040, "last": 1408}
-_LENGTHS |= {"far": 2048, "settle": 2048, "again": 2400}
-_VIEWS = ("agent", "coarse", "middle", "fine", "coarse-only")
+# Tokens of a row, by view and stage: as many as the longest of 700 rows takes, and some more. In a row that takes still more the last texts are left out.
+_LENGTHS = {
+    "agent": (592, 688, 456, 560, 768, 768, 832, 1104, 1552, 1552, 1840),
+    "coarse": (592, 688, 448, 640, 568, 568, 648, 944, 1352, 1360, 1648),
+    "middle": (592, 688, 584, 944, 800, 800, 880, 1168, 1584, 1616, 1888),
+    "fine": (592, 688, 760, 1144, 808, 808, 888, 1176, 1592, 1600, 1904),
+    "coarse-only": (592, 688, 448, 648, 576, 576, 656, 944, 1360, 1400, 1664),
+}
 
 
 def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
@@ -105,8 +107,8 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     stage, view, seed = (*parts, *("", "agent", "0")[len(parts) :])
     if stage not in _STAGES:
         raise ValueError(f"unknown stage {stage!r}; one of {list(_STAGES)}")
-    if view not in _VIEWS:
-        raise ValueError(f"unknown view {view!r}; one of {list(_VIEWS)}")
+    if view not in _LENGTHS:
+        raise ValueError(f"unknown view {view!r}; one of {list(_LENGTHS)}")
     if not seed.isdecimal():
         raise ValueError(f"seed {seed!r} is no whole number")
     steps, schedule, before, data = _STAGES[stage]
@@ -128,8 +130,8 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {"worlds": 12, "lookups": 2, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
     )
+    config.data.length = _LENGTHS[view][list(_STAGES).index(stage)]
     config.data.seed += 100 * config.seed  # seeds and stages share no world
     if view != "agent":
         config.data.view = view
-        config.data.length = _LENGTHS.get(stage, config.data.length)
     return config

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -51,17 +54,18 @@ def shared(
 
 def _attend(q, k, v, length, scale):
     """(out, lse) in float32 of queries [Z, K, X, H] over the first `length` keys of [Z, K, S, H]."""
-    dot = lambda a, b, axis: jax.lax.dot_general(
-        a, b, (((axis,), (axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
-    )
-    index = jnp.arange(k.shape[2], dtype=jnp.int32)[None]
-    bias = jnp.where(index < length[:, None], jnp.float32(0), jnp.float32(NEG))
-    # Keys by queries: the long operand is read as it lies and reductions run across vector lanes, 2x faster on CPU.
-    scores = dot(k, q * jnp.asarray(scale, q.dtype), 3) + bias[:, None, :, None]
-    top = jax.lax.stop_gradient(scores.max(axis=2))
-    weights = jnp.exp(scores - top[:, :, None])
-    total = weights.sum(axis=2)
+    size, lanes = k.shape[2], math.gcd(k.shape[2], 128)
+    product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    bias = jnp.where(jnp.arange(size)[None] < length[:, None], jnp.float32(0), jnp.float32(NEG))
+    scores = product(q * jnp.asarray(scale, q.dtype), k, (((3,), (3,)), ((0, 1), (0, 1))))
+    scores = scores + bias[:, None, None]
+    # Reduced across rows of `lanes` keys first: XLA on CPU adds those up in vectors, which it does not along the last axis. 1.2x faster in all.
+    rows = scores.reshape(*scores.shape[:3], size // lanes, lanes)
+    top = jax.lax.stop_gradient(rows.max(axis=3).max(axis=3))
+    weights = jnp.exp(rows - top[..., None, None])
+    total = weights.sum(axis=3).sum(axis=3)
     seen = (top > NEG / 2) | jnp.isnan(total)
-    out = dot(weights.astype(v.dtype), v, 2) / total[..., None]
+    weights = weights.reshape(scores.shape).astype(v.dtype)
+    out = product(weights, v, (((3,), (2,)), ((0, 1), (0, 1)))) / total[..., None]
     lse = jnp.where(seen, top + jnp.log(total), -jnp.inf)
     return jnp.where(seen[..., None], out, 0), lse

@@ -107,7 +107,7 @@ class Stream:
                 if config.transcripts and not self.one_look:
                     row.append(self._reading(self._world(rng), clips, rng))
                 row += [self._text(rng) for _ in range(config.lookups)]
-                rows.append(row)
+                rows.append(fitted(row, config.length, asks=False))
                 continue
             world, overview, over_frames = self._overview(self._world(rng), rng)
             for _ in range(config.transcripts):
@@ -120,7 +120,7 @@ class Stream:
                 row.append(self._example(trajectory, i, len(clips)))
                 for clip in trajectory.observations[1:]:
                     clips.append(noisy(render(world, clip, scale=1), rng, config.noise))
-            rows.append(row)
+            rows.append(fitted(row, config.length, asks=True))
             overviews.append(over_frames)
         most = config.worlds * sum(
             max(_CLIPS.get(quadrant, 0) for quadrant in asked.split("|")) for asked in config.asked
@@ -311,6 +311,26 @@ class Stream:
         encoded = masked(encode(turns, self.tokenizer), turns, self.tokenizer, self.config.tdam)
         weight = np.where(encoded.loss_mask, self._weights[encoded.ids], 0).astype(np.float32)
         return Example(encoded, weight, shown)
+
+
+def fitted(row: list[Example], length: int, *, asks: bool) -> list[Example]:
+    """The row without the last of its examples where it is longer than `length`, which is seldom: of its texts, and of its transcripts where nothing is asked.
+
+    Raises:
+      ValueError: a row that `asks` is longer without any text.
+    """
+    over = sum(len(example.encoded.ids) for example in row) - length
+    kept = []
+    for example in reversed(row):
+        if over > 0 and not (asks and example.shown):
+            over -= len(example.encoded.ids)
+        else:
+            kept.append(example)
+    if over > 0:
+        raise ValueError(
+            f"data.length is {length}: a row's videos and what is asked of them take {length + over} tokens"
+        )
+    return kept[::-1]
 
 
 def masked(encoded: Encoded, turns: Sequence[Turn], tokenizer, policy: str) -> Encoded:

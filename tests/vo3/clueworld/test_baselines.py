@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from vo3.chat import PromptPack, encode
 from vo3.chat.tdam import CLIP, OVERVIEW
 from vo3.chat.tokens import Role
-from vo3.clueworld import evaluate, pretrain, recipe, tasks
-from vo3.clueworld.data import DataConfig, make_stream, masked
+from vo3.clueworld import data, evaluate, pretrain, recipe, tasks
+from vo3.clueworld.data import DataConfig, fitted, make_stream, masked
 from vo3.clueworld.scales import RESOLUTIONS, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import observe, sightings
@@ -106,6 +106,49 @@ def test_the_config_of_a_baseline_is_the_agents_but_for_view_and_length():
         config_lib.load("configs/clueworld.py:whole.large")
     with pytest.raises(ValueError, match="unknown stage"):
         config_lib.load("configs/clueworld.py:hole")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_rows_of_every_stage_have_room_for_what_is_drawn(view, monkeypatch):
+    """Texts that are left out of a row would be trained on less than the config says: at most two of some 800, and rows are not much longer than needed."""
+    left_out, drawn = 0, 0
+
+    def count(row, length, *, asks):
+        nonlocal left_out, drawn
+        kept = fitted(row, length, asks=asks)
+        left_out, drawn = left_out + len(row) - len(kept), drawn + len(row)
+        assert sum(len(example.encoded.ids) for example in row) > 0.55 * length
+        return kept
+
+    # What is seen does not matter here, and rendering takes longest.
+    monkeypatch.setattr(data, "fitted", count)
+    monkeypatch.setattr(data, "render", lambda world, shown, scale: np.zeros((*shown.grid, 3)))
+    monkeypatch.setattr(data, "noisy", lambda frames, rng, noise: frames)
+    monkeypatch.setattr(data, "pack_rows", lambda rows, **_: rows)
+    for stage in recipe.STAGES:
+        config = config_lib.load(f"configs/clueworld.py:{stage}.{view}.7").data.to_dict()
+        config["worlds"] = 8
+        make_stream(DataConfig(**config)).batch(0)
+    assert drawn > 500 and left_out <= 2
+
+
+def test_a_row_without_room_leaves_out_texts_and_never_what_is_asked():
+    config = DataConfig(worlds=1, lookups=3, matched=1.0)
+    stream = make_stream(config)
+    rng = np.random.default_rng(0)
+    world, overview, _ = stream._overview(make_world(3), rng)
+    asked = stream._example(stream._trajectory(world, tasks.SINGLE_SEEN, overview, rng), 0, 0)
+    texts = [stream._text(rng) for _ in range(3)]
+    size = lambda row: sum(len(example.encoded.ids) for example in row)
+    row = [*texts, asked]
+    assert fitted(row, size(row), asks=True) == row
+    assert fitted(row, size(row) - 1, asks=True) == [texts[0], texts[1], asked]
+    assert fitted(row, size([asked]), asks=True) == [asked]
+    with pytest.raises(
+        ValueError, match=rf"data.length is {size([asked]) - 1}: .* {size([asked])} tokens"
+    ):
+        fitted(row, size([asked]) - 1, asks=True)
+    assert fitted([asked, asked], size([asked]), asks=False) == [asked]
 
 
 def test_the_recipe_of_a_baseline(tmp_path):
