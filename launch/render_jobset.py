@@ -1,11 +1,12 @@
 """Fills in launch/gke_jobset.yaml.
 
     python launch/render_jobset.py --name=stage1 --topology=v6e:8x8 --image=REGION-docker.pkg.dev/PROJECT/REPO/vo3 \
-        --service-account=vo3 --config=configs/sft_stage1.py --workdir=gs://BUCKET/stage1 -- --config.data.rows=gs://BUCKET/seeker.jsonl \
+        --service-account=vo3 --config=configs/sft_stage1.py --workdir=gs://BUCKET/stage1 -- --config.mesh.tensor=2 \
+        --config.model=gs://BUCKET/Qwen2.5-VL-7B-Instruct --config.data.rows=gs://BUCKET/seeker.jsonl --config.data.videos=gs://BUCKET/videos \
         | kubectl apply -f -
 
 Assumes: a GKE cluster with the JobSet controller (and Kueue for --queue), a TPU node pool of that topology per slice, an image with vo3,
-its extras tpu, data and gcs, and the configs in its working directory, and a Kubernetes service account that may read the rows and
+its extras tpu, data, train and gcs, and the configs in its working directory, and a Kubernetes service account that may read the rows and
 write WORKDIR. --dry-run prints the assumptions and the result, and contacts nothing; neither does a plain call.
 """
 

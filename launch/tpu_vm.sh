@@ -24,7 +24,7 @@
 # RUNTIME         software version (default: by TPU_TYPE)
 # NETWORK, SUBNETWORK, SERVICE_ACCOUNT   passed on when set
 # COMPILATION_CACHE   gs://... kept between runs (default: WORKDIR/cache)
-# MODULE=vo3.train.sft, EXTRAS=tpu,data,gcs, POLL=60 (seconds), RETRIES=3 (failures in a row before watch gives up)
+# MODULE=vo3.train.sft, EXTRAS=tpu,data,train,gcs, POLL=60 (seconds), RETRIES=3 (failures in a row before watch gives up)
 #
 # Assumes: gcloud is installed and logged in, with rights on TPUs in PROJECT; the TPU's service account may read rows and
 # videos and write WORKDIR; workers reach PyPI and GitHub (uv fetches Python 3.12,
@@ -52,7 +52,7 @@ NUM_SLICES="${NUM_SLICES:-1}"
 SPOT="${SPOT:-1}"
 QUEUED="${QUEUED:-1}"
 MODULE="${MODULE:-vo3.train.sft}"
-EXTRAS="${EXTRAS:-tpu,data,gcs}"
+EXTRAS="${EXTRAS:-tpu,data,train,gcs}"
 POLL="${POLL:-60}"
 RETRIES="${RETRIES:-3}"
 

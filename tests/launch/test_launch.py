@@ -74,7 +74,8 @@ def test_up_is_create_setup_run_in_this_order():
     assert "--runtime-version=v2-alpha-tpuv5 " in lines[0] + " "
     assert "git -C" in lines[1] and "archive" in lines[1]
     assert "scp" in lines[2] and "--worker=all" in lines[2]
-    assert "uv pip install" in lines[3]
+    # The default config writes TensorBoard files and reads rows and gs://; a pod that lacks a package ends after loading.
+    assert "uv pip install" in lines[3] and "vo3-src[tpu,data,train,gcs]" in lines[3]
     assert "vo3.train.sft" in lines[4] and "VO3_PROCESSES=auto" in lines[4]
     assert "--workdir=gs://bucket/stage1" in lines[4]
 
@@ -218,6 +219,7 @@ def test_the_manifest_is_yaml_with_every_value_in_its_place(capsys):
     assert render_jobset.main([*arguments(slices=2), "--dry-run", "--", flag]) == 0
     captured = capsys.readouterr()
     assert "JobSet controller" in captured.err
+    assert "extras tpu, data, train and gcs" in captured.err
     manifest = yaml.safe_load(captured.out)
     job = manifest["spec"]["replicatedJobs"][0]
     assert (manifest["metadata"]["name"], job["replicas"]) == ("stage1", 2)
