@@ -1,6 +1,6 @@
 """The published RL: Qwen2.5-VL-7B after fine-tuning, GRPO with the Verifiable Trajectory-Guided Reward.
 
-python -m vo3.train.grpo --config=configs/rl.py --config.init_from=gs://BUCKET/stage2 --config.data.rows=gs://BUCKET/rl.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/rl
+python -m vo3.train.grpo --config=configs/rl.py --config.model=gs://BUCKET/Qwen2.5-VL-7B-Instruct --config.init_from=gs://BUCKET/stage2 --config.data.rows=gs://BUCKET/rl.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/rl
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """RL from the base model, without fine-tuning before it.
 
-python -m vo3.train.grpo --config=configs/rl_zero.py --config.data.rows=gs://BUCKET/rl.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/rl-zero
+python -m vo3.train.grpo --config=configs/rl_zero.py --config.model=gs://BUCKET/Qwen2.5-VL-7B-Instruct --config.data.rows=gs://BUCKET/rl.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/rl-zero
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Stage 1 of the published fine-tuning: Seeker-173K, one epoch, plain causal attention.
 
-python -m vo3.train.sft --config=configs/sft_stage1.py --config.model=Qwen2.5-VL-7B-Instruct --config.data.rows=gs://BUCKET/seeker.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/stage1
+python -m vo3.train.sft --config=configs/sft_stage1.py --config.model=gs://BUCKET/Qwen2.5-VL-7B-Instruct --config.data.rows=gs://BUCKET/seeker.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/stage1
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Stage 2 of the published fine-tuning: Seeker-173K, one epoch, with TDAM; starts from stage 1.
 
-python -m vo3.train.sft --config=configs/sft_stage2.py --config.init_from=gs://BUCKET/stage1 --config.data.rows=gs://BUCKET/seeker.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/stage2
+python -m vo3.train.sft --config=configs/sft_stage2.py --config.model=gs://BUCKET/Qwen2.5-VL-7B-Instruct --config.init_from=gs://BUCKET/stage1 --config.data.rows=gs://BUCKET/seeker.jsonl --config.data.videos=gs://BUCKET/videos --workdir=gs://BUCKET/stage2
 """
 
 import ml_collections

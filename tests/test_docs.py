@@ -90,6 +90,28 @@ def test_every_page_has_commands_and_all_are_taken_by_their_parsers():
     assert not wrong, "\n".join(wrong)
 
 
+# Configs of the 7B: `init_from` gives weights, architecture and tokenizer come from `model`.
+_SEVEN = re.compile(r"configs/(sft_stage[12]|rl|rl_zero)\.py")
+
+
+def test_a_run_of_the_7b_names_its_model_and_its_data():
+    runs = [
+        (str(c), shlex.join([*c.words, *(f"{k}={v}" for k, v in c.environment.items())]))
+        for c in doc_commands.commands()
+        if c.page != "docs/rl.md" and "compile_check" not in c.program
+    ]
+    for name in ("sft_stage1", "sft_stage2", "rl", "rl_zero"):
+        text = (ROOT / f"configs/{name}.py").read_text()
+        runs.append((name, next(x for x in text.splitlines() if x.startswith("python -m"))))
+    runs = [(told, text) for told, text in runs if _SEVEN.search(text)]
+    assert len(runs) > 10
+    for told, text in runs:
+        for key in ("model", "data.rows", "data.videos"):
+            assert f"--config.{key}=" in text, f"{told}\n  lacks --config.{key}"
+        if re.search(r"v6e[:-]", text):
+            assert "--config.mesh.tensor=2" in text, f"{told}\n  does not fit; see training.md"
+
+
 def test_no_command_is_overlooked():
     assert not doc_commands.overlooked()
 
