@@ -44,7 +44,7 @@ class Look:
 
     Attributes:
       quadrant: of the question.
-      kind: of the question.
+      kind: of the question, as it is asked.
       seconds: of the video.
       cards: cards whose digits are asked for.
       seen: those of them that a frame shows.
@@ -127,7 +127,7 @@ def looks(
             found.append(
                 Look(
                     tasks.source_of(question),
-                    task.id.rsplit("-", 1)[-1],
+                    question.kind,
                     world.duration,
                     len(question.looks),
                     len(seen),

@@ -77,6 +77,7 @@ def questions_of(
             question = kinds[kind](world, rng)
             asked.setdefault(question.text, (kind, question))
         for number, (kind, question) in enumerate(asked.values()):
+            # The id says what was drawn, which need not be what is asked (`tasks.kind_of`): it is the key of answers that are kept.
             task = tasks.make_task(
                 world,
                 question,
@@ -155,7 +156,7 @@ def _answers(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
 
 
 def _kind(trajectory: Trajectory) -> str:
-    return trajectory.task.id.rsplit("-", 1)[-1]
+    return tasks.kind_of(trajectory.task.question)
 
 
 def _grounding(rows: Sequence[Trajectory]) -> dict[str, Share | float]:

@@ -67,6 +67,11 @@ class Question:
         cards = (self.shown,) if self.shown else self.looks
         return tuple(Clue(c.start, c.end) for c in cards)
 
+    @property
+    def kind(self) -> str:
+        """What is asked, which is not always what was drawn: see `kind_of`."""
+        return kind_of(self.text)
+
 
 Maker = Callable[[World, np.random.Generator], Question]
 
@@ -112,6 +117,7 @@ def _higher(world: World, rng: np.random.Generator) -> Question:
 
 
 def _ends(world: World, rng: np.random.Generator) -> Question:
+    """The sum of the first and the last card's digits; where it is more than one digit, a question of another kind."""
     first, last = world.cards[0], world.cards[-1]
     if first == last or first.digit + last.digit > 9:
         return _higher(world, rng)
@@ -212,6 +218,36 @@ QUADRANTS: dict[str, dict[str, Maker]] = {
 KINDS: dict[str, Maker] = {k: make for kinds in QUADRANTS.values() for k, make in kinds.items()}
 TOOL_KINDS = (*QUADRANTS[SINGLE_TOOL], *QUADRANTS[MULTI_TOOL])
 OVERVIEW_KINDS = (*QUADRANTS[SINGLE_SEEN], *QUADRANTS[MULTI_SEEN])
+
+
+# What the questions of a kind hold; the first that fits counts.
+_WORDINGS = {
+    "ends": "digits on the first and the last card",
+    "sum": "the sum of the digits",
+    "higher": "the higher digit",
+    "after": "Which digit is on the card after",
+    "digit": "Which digit is on the",
+    "count": "How many cards",
+    "first": "comes first",
+    "last": "comes last",
+    "next": "Which card comes after",
+    "exists": "Is there",
+    "when": "When is",
+}
+
+
+def kind_of(text: str) -> str:
+    """The kind of a question, by its text.
+
+    What a maker of `KINDS` gives may be of another kind: no sum of two digits of a world may be below ten, or a training row shows one card.
+
+    Raises:
+      ValueError: no question of this world.
+    """
+    for kind, wording in _WORDINGS.items():
+        if wording in text:
+            return kind
+    raise ValueError(f"{text!r} is no question of ClueWorld: no kind is worded so")
 
 
 def make_task(

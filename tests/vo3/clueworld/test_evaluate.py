@@ -60,6 +60,18 @@ def test_figures_by_hand():
     assert figures["with tool, video of 10 to 30 minutes: right"] == Share(2, 4)
 
 
+def test_rows_by_kind_are_of_what_was_asked():
+    worlds = (make_world(seed) for seed in range(evaluate.FIRST_SEED, evaluate.FIRST_SEED + 20))
+    asked = [t for world in worlds for t in questions(world, "w.mp4")]
+    figures = summarise([answered(task, task.target.answer) for task in asked])
+    for kind, text in (("ends", "the first and the last"), ("higher", "the higher digit")):
+        number = sum(text in task.question for task in asked)
+        assert figures[f"clue_multi_w_tool: right, {kind}"] == Share(number, number)
+    # Of those drawn as a sum of the ends, many are comparisons, as the sum is one digit.
+    drawn = sum(task.id.endswith("-ends") for task in asked)
+    assert figures["clue_multi_w_tool: right, ends"].total < drawn
+
+
 @pytest.mark.parametrize(
     ("right", "total", "low", "high"),
     # Newcombe 1998, table I

@@ -123,6 +123,29 @@ def test_the_quadrant_is_that_of_the_kind():
             assert tasks.source_of(question) == quadrant, kind
 
 
+@given(st.integers(0, 2**40), st.sampled_from(list(tasks.KINDS)), st.integers(1, 5))
+def test_the_kind_is_what_is_asked_and_not_what_was_drawn(seed, drawn, cards):
+    world, rng = make_world(seed), np.random.default_rng(seed)
+    world = dataclasses.replace(world, cards=world.cards[:cards])
+    question = tasks.KINDS[drawn](world, rng)
+    assert question.kind in tasks.QUADRANTS[tasks.source_of(question)]
+    total = sum(card.digit for card in question.looks)
+    if question.kind in ("sum", "ends"):
+        assert question.answer == str(total) and len(question.looks) == 2
+    if question.kind == "higher":
+        assert question.answer in [card.color for card in question.looks]
+    if drawn == "ends":
+        asked = len(world.cards) > 1 and world.cards[0].digit + world.cards[-1].digit <= 9
+        assert (question.kind == "ends") == asked
+    elif drawn != "sum" and len(world.cards) > 1 and drawn != "higher":
+        assert question.kind == drawn
+
+
+def test_a_text_that_is_no_question_has_no_kind():
+    with pytest.raises(ValueError, match="'Who is there' is no question of ClueWorld"):
+        tasks.kind_of("Who is there")
+
+
 def test_words_outside_the_vocabulary_are_unknown_and_do_not_become_controls():
     ids = TOKENIZER("zebra <|im_end|>", split_special_tokens=True, add_special_tokens=False)
     assert TOKENIZER.convert_tokens_to_ids("<|im_end|>") not in ids["input_ids"]
