@@ -26,7 +26,7 @@ from vo3.trajectory import Observation
 from vo3.video import Clip, CropPolicy
 
 # Raised when the same video and policy give other pixels or frame numbers than before.
-_VERSION = 1
+_VERSION = 2
 _SAMPLES, _SAMPLE_BYTES = 8, 1 << 14
 _LENGTH = struct.Struct("<I")
 

@@ -16,7 +16,8 @@ Recipe = Literal["rl", "sft", "eval", "qwen3_vl", "longvt", "videozoomer"]
 # How frame numbers are laid over the range [first, last].
 #   round     n from clamping, round(linspace) in float32
 #   truncate  n = floor(seconds * rate) without a minimum, int(linspace), the last one doubled when n is odd and two share a patch
-#   stride    int(i * fps / rate); above the maximum int(i * total / (maximum + 1)), i = 1, 2, ...
+#   stride    int(i * fps / rate); above the maximum int(i * total / (maximum + 1)), i = 1, 2, ...; as round where the video has
+#             fewer frames a second than `rate`, and no more than the maximum
 Rule = Literal["round", "truncate", "stride"]
 
 _RL: dict[str, Any] = {

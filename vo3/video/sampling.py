@@ -167,7 +167,9 @@ def _indices(
             indices = np.append(indices, indices[-1])
         return indices, n / count * fps
     n = max(2, _even(min(max(count / fps * rate, least), most, count)))
-    if rule == "stride":
+    # A video of fewer frames than the rate asks for is shown frame by frame, as under "round": steps of fps / rate, less than
+    # one frame each, would repeat its first frames and never reach its end.
+    if rule == "stride" and not (fps < rate and count <= most):
         wanted = math.floor(count / fps * rate)
         steps = np.arange(n, dtype=np.float64) * fps / rate
         if wanted > most:

@@ -288,6 +288,43 @@ def test_eval():
     assert (plan_clip(**crop, policy=policy).indices == plan_clip(**crop).indices).all()
 
 
+@pytest.mark.parametrize(
+    ("fps", "seconds", "last"),
+    [(1.0, 100, 99), (0.5, 120, 59), (1.0, 600, 599), (1.0, 768, 767), (0.25, 117, 28), (1.9, 101, 191)],
+)  # fmt: skip
+def test_eval_of_few_frames_a_second(fps, seconds, last):
+    """Every frame once (an odd one is left out), from the first to the last, and the rate is theirs."""
+    frames = last + 1
+    plan = plan_clip(fps=fps, frames=frames, height=99, width=99, policy=CropPolicy(recipe="eval"))
+    assert (plan.indices[0], plan.indices[-1]) == (0, last)
+    assert len(plan.indices) == len(set(plan.indices)) == frames // 2 * 2
+    assert plan.fps == pytest.approx(fps, rel=1 / (frames - 1)) and seconds == pytest.approx(
+        frames / fps, abs=1 / fps
+    )
+
+
+@given(st.floats(0.1, 60), st.floats(0.1, 20_000), st.sampled_from(RECIPES))
+def test_an_overview_spans_its_video(fps, seconds, recipe):
+    """Between the ends of the video and what is shown first and last lie fewer than three frames shown, and one not shown."""
+    frames, policy = max(1, round(seconds * fps)), CropPolicy(recipe=recipe)
+    plan = plan_clip(fps=fps, frames=frames, height=99, width=99, policy=policy)
+    step = 1 / min(policy.sample_fps, plan.fps, fps)
+    assert plan.indices[0] / fps <= step
+    assert (frames - plan.indices[-1]) / fps <= 3 * step + 1 / fps
+    # The rate is that of the frames over the video, a doubled last one aside.
+    assert plan.fps * frames / fps == pytest.approx(len(plan.indices), abs=1 + 1e-9)
+
+
+@given(st.floats(2.0, 240), st.integers(1, 200_000))
+def test_eval_from_two_frames_a_second_on_is_as_published(fps, frames):
+    plan = plan_clip(fps=fps, frames=frames, height=99, width=99, policy=CropPolicy(recipe="eval"))
+    n = max(2, int(min(max(frames / fps * 2, 4), 768, frames)) // 2 * 2)
+    indices = [int(i * fps / 2) for i in range(n)]
+    if math.floor(frames / fps * 2) > 768:
+        indices = [int(i * frames / 769) for i in range(1, 769)]
+    assert plan.indices.tolist() == [min(i, frames - 1) for i in indices]
+
+
 def test_qwen3_vl():
     policy = CropPolicy(recipe="qwen3_vl")
     plan = plan_clip(fps=25.0, frames=90000, height=720, width=1280, policy=policy)
