@@ -3,6 +3,7 @@
     WORKDIR/config.json           the resolved configuration
     WORKDIR/frozen/               parameters that are not trained, written once
     WORKDIR/checkpoints/STEP/     state (parameters, optimiser, step, key, running norm) and position (plan, mesh, config)
+    WORKDIR/damaged/STEP-N/       a checkpoint that could not be read, and in STEP-N.txt why
     WORKDIR/export/               the finished model as a Hugging Face directory
 
 A checkpoint appears when it is whole: a run that is killed while it saves finds the one before. Arrays are restored against
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -110,44 +112,60 @@ class Checkpoints:
     def restore(self) -> Restored | None:
         """The newest checkpoint that can be read, on this run's mesh; None when there is none.
 
-        One that cannot be read is moved to `WORKDIR/damaged` and named in the log, and the one before is taken.
+        Where a newer one cannot be read, it is moved to `WORKDIR/damaged` and named in the log. Nothing is moved before an
+        older one has been read: what fails for all of them (memory, access to a bucket) is no damage.
 
         Raises:
-          CheckpointError: there are checkpoints and none can be read; or it belongs to another data plan.
+          CheckpointError: there are checkpoints and none can be read; all were set aside; or it belongs to another data plan.
         """
-        steps = self.steps()
-        for step in steps:
-            state, position, reason = None, None, ""
-            try:
-                kept = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(self.run.state),
-                        position=ocp.args.JsonRestore(),
-                    ),
-                )
-                state, position = kept["state"], Position(**kept["position"])
-            except Exception as error:  # Orbax raises many kinds for a file that is cut short
-                reason = f"{type(error).__name__}: {str(error)[:500]}"
-            if processes.agree(state is not None):
-                if self.plan and position.plan and position.plan != self.plan:
+        unread: dict[int, str] = {}
+        for step in self.steps():
+            restored, reason = self._try(step)
+            if processes.agree(restored is not None):
+                plan = restored.position.plan
+                if self.plan and plan and plan != self.plan:
                     raise CheckpointError(
                         f"the checkpoint of step {step} in {self.workdir} belongs to another data plan: rows, lengths or "
                         "plan settings have changed; use another workdir, or the data it was started with"
                     )
-                self.position = position
-                return Restored(state, position)
+                for other, why in unread.items():
+                    self._set_aside(other, why)
+                self.position = restored.position
+                return restored
+            unread[step] = reason or "another process could not read it"
             logging.error(
-                "the checkpoint of step %d in %s cannot be read and is set aside: %s",
-                step, self.workdir, reason or "another process could not",
-            )  # fmt: skip
-            self._set_aside(step)
-        if steps:
+                "the checkpoint of step %d in %s cannot be read: %s",
+                step,
+                self.workdir,
+                unread[step],
+            )
+        where = self.workdir / "checkpoints"
+        if unread:
+            newest = max(unread)
             raise CheckpointError(
-                f"none of the checkpoints of steps {steps} in {self.workdir} can be read; see {self.workdir / 'damaged'}, or "
-                "start again in another workdir"
+                f"none of the checkpoints of steps {list(unread)} in {where} can be read (step {newest}: {unread[newest]}); "
+                "nothing was moved. Start again when memory and access suffice; if they are damaged, use another workdir"
+            )
+        if aside := self._aside():
+            raise CheckpointError(
+                f"{where} is empty, and {self.workdir / 'damaged'} holds {', '.join(aside)}: the run would begin again at step "
+                f"0. Move one back (damaged/STEP-N to checkpoints/STEP), use another workdir, or delete 'damaged' to begin again"
             )
         return None
+
+    def _try(self, step: int) -> tuple[Restored | None, str]:
+        """(what the checkpoint holds, ""), or (None, why it cannot be read here)."""
+        try:
+            kept = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(self.run.state),
+                    position=ocp.args.JsonRestore(),
+                ),
+            )
+            return Restored(kept["state"], Position(**kept["position"])), ""
+        except Exception as error:  # Orbax raises many kinds for a file that is cut short
+            return None, f"{type(error).__name__}: {str(error)[:500]}"
 
     def save(self, state: TrainState, step: int, *, cursor: int = 0) -> None:
         """Writes the state; returns when the arrays may be changed, and goes on in the background if the config says so.
@@ -214,13 +232,22 @@ class Checkpoints:
             "on from the newest"
         )
 
-    def _set_aside(self, step: int) -> None:
+    def _aside(self) -> list[str]:
+        """Names of the checkpoints that were set aside."""
+        damaged = self.workdir / "damaged"
+        return sorted(p.name for p in damaged.iterdir() if p.is_dir()) if damaged.exists() else []
+
+    def _set_aside(self, step: int, why: str) -> None:
         processes.barrier(f"damaged {step}")
         if processes.first():
             damaged = self.workdir / "damaged"
             damaged.mkdir(parents=True, exist_ok=True)
-            number = len(list(damaged.iterdir()))
-            (self.workdir / "checkpoints" / str(step)).rename(damaged / f"{step}-{number}")
+            names = (f"{step}-{n}" for n in itertools.count())
+            name = next(n for n in names if not (damaged / n).exists())
+            # Written first: on a bucket there is no folder before something lies in it, and nothing is renamed into none.
+            (damaged / f"{name}.txt").write_text(f"{why}\n")
+            (self.workdir / "checkpoints" / str(step)).rename(damaged / name)
+            logging.error("the checkpoint of step %d is set aside as %s", step, damaged / name)
         processes.barrier(f"set aside {step}")
         self._manager.reload()
 

@@ -16,14 +16,19 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from runs import BATCHES, run_config
 from tiny_rows import MODEL, assert_close
 
 from vo3.models.safetensors_io import CheckpointError
+from vo3.train import checkpoints as ckpt
+from vo3.train import config as config_lib
 from vo3.train import sft
 from vo3.train.config import ConfigError
 from vo3.train.feed import ListFeed
+from vo3.train.sharding import make_mesh
+from vo3.train.state import trainable
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 HERE = pathlib.Path(__file__).parent
@@ -53,6 +58,13 @@ def copied(whole, tmp_path):
     """The finished run's workdir, to be damaged."""
     shutil.copytree(whole[1], tmp_path / "run")
     return tmp_path / "run"
+
+
+def restoring(workdir):
+    """The checkpoints of a run as it opens them."""
+    made = config_lib.resolve(run_config(), needs_data=False)
+    run = trainable(made, make_mesh(made, jax.devices()[:1]), model=MODEL)
+    return ckpt.Checkpoints(workdir, run, plan="aa")
 
 
 def assert_bitwise(a, b):
@@ -111,16 +123,46 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(whole, co
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     result = train(copied)
     assert "checkpoint of step 6" in caplog.text and "set aside" in caplog.text
-    assert result.finished and (copied / "damaged").exists()
+    assert result.finished and (copied / "damaged" / "6-0").is_dir()
+    assert (copied / "damaged" / "6-0.txt").read_text().strip()
     assert_bitwise(result.params, whole[0].params)
 
 
-def test_with_every_checkpoint_damaged_the_run_says_so(copied):
+def test_with_every_checkpoint_unreadable_every_start_says_so_and_nothing_is_moved(copied):
     for folder in (copied / "checkpoints").iterdir():
         if folder.is_dir():
             shutil.rmtree(folder / "state", ignore_errors=True)
-    with pytest.raises(CheckpointError, match=r"none of the checkpoints .* can be read"):
+    logged = (copied / "log.jsonl").read_text()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"none of the checkpoints .* can be read"):
+            train(copied)
+    assert steps_of(copied) == [4, 6] and not (copied / "damaged").exists()
+    assert (copied / "log.jsonl").read_text() == logged
+
+
+def test_what_fails_for_a_while_loses_nothing(whole, copied, monkeypatch):
+    def short_of_memory(*_, **__):
+        raise MemoryError("RESOURCE_EXHAUSTED: 1 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", short_of_memory)
+        with pytest.raises(CheckpointError, match=r"step 6: MemoryError: RESOURCE_EXHAUSTED"):
+            train(copied)
+    with restoring(copied) as checkpoints:
+        assert checkpoints.restore().position.step == 6
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_again(copied):
+    (copied / "damaged").mkdir()
+    for step in (4, 6):
+        (copied / "checkpoints" / str(step)).rename(copied / "damaged" / f"{step}-0")
+    logged = (copied / "log.jsonl").read_text()
+    with pytest.raises(CheckpointError, match=r"damaged holds 4-0, 6-0: .*Move one back"):
         train(copied)
+    assert (copied / "log.jsonl").read_text() == logged
+    (copied / "damaged" / "6-0").rename(copied / "checkpoints" / "6")
+    with restoring(copied) as checkpoints:
+        assert checkpoints.restore().position.step == 6
 
 
 def test_another_data_plan_is_refused(copied):
