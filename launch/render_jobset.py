@@ -6,7 +6,7 @@
         | kubectl apply -f -
 
 Assumes: a GKE cluster with the JobSet controller (and Kueue for --queue), a TPU node pool of that topology per slice, an image with vo3,
-its extras tpu, data, train and gcs, and the configs in its working directory, and a Kubernetes service account that may read the rows and
+its extras tpu, data, train and gcs, and the configs in its working directory (launch/Dockerfile makes one), and a Kubernetes service account that may read the rows and
 write WORKDIR. --dry-run prints the assumptions and the result, and contacts nothing; neither does a plain call.
 """
 

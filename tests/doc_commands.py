@@ -43,11 +43,13 @@ _PROGRAMS = (
     "curl",
     "kubectl",
     "gcloud",
+    "git",
+    "docker",
     "launch/",
 )
 _ASSIGNMENTS = re.compile(r"^(?:[A-Z_0-9]+=\S+ +)*")
 # Programs that are not ours; nothing of them is checked.
-FOREIGN = ("hf", "curl", "kubectl", "gcloud")
+FOREIGN = ("hf", "curl", "kubectl", "gcloud", "git", "docker")
 
 
 class Wrong(AssertionError):

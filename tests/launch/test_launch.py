@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import stat
@@ -238,6 +239,15 @@ def test_the_manifest_is_yaml_with_every_value_in_its_place(capsys):
     env = {e["name"]: e["value"] for e in container["env"]}
     assert env == {"VO3_PROCESSES": "auto", "JAX_COMPILATION_CACHE_DIR": "gs://bucket/stage1/cache"}
     assert "labels" not in manifest["metadata"]
+
+
+def test_the_image_has_what_a_pod_of_tpu_vms_installs():
+    """One list of extras, and a Python that setup.py takes."""
+    image, script = ((LAUNCH / name).read_text() for name in ("Dockerfile", "tpu_vm.sh"))
+    extras = re.search(r"EXTRAS:-([a-z,0-9]+)\}", script).group(1)
+    assert f"pip install --no-cache-dir -e '.[{extras}]'" in image
+    version = re.search(r"^FROM python:3\.(\d+)-slim$", image, re.MULTILINE).group(1)
+    assert 11 <= int(version) <= 13
 
 
 def test_a_queue_becomes_a_label(capsys):
