@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from vo3.trajectory import Observation
 from vo3.video import container
@@ -14,11 +13,11 @@ from vo3.video.clip import Clip
 from vo3.video.deadline import Deadline, within
 from vo3.video.decode import Decoded, read_frames
 from vo3.video.errors import VideoError
-from vo3.video.folder import FrameFiles
+from vo3.video.folder import FrameFiles, is_folder
 from vo3.video.pages import trim
 from vo3.video.policy import CropPolicy
 from vo3.video.sampling import ClipPlan, check_aspect, check_window, plan_clip
-from vo3.video.source import Source, directory_error, make_source
+from vo3.video.source import Source, directory_error, make_source, plain_path
 
 
 class VideoCrop:
@@ -67,10 +66,12 @@ class VideoCrop:
             if frame_fps is None:
                 raise VideoError("source", "a list of frames without its rate", "give frame_fps")
             self._files = FrameFiles(source, frame_fps, f"the list of {len(source)} frames")
-        elif isinstance(source, (str, os.PathLike)) and _is_folder(source):
-            if frame_fps is None:
-                raise directory_error(os.fspath(source))
-            self._files = FrameFiles.folder(epath.Path(source), frame_fps)
+        elif isinstance(source, (str, os.PathLike)):
+            source = plain_path(source)
+            if is_folder(source):
+                if frame_fps is None:
+                    raise directory_error(source)
+                self._files = FrameFiles.folder(source, frame_fps)
         if self._files is not None:
             files = self._files
             self.fps, self.frames = files.fps, len(files)
@@ -217,15 +218,3 @@ def _name(source: Any) -> str:
         if isinstance(source, (str, os.PathLike))
         else f"<{type(source).__name__}>"
     )
-
-
-def _is_folder(source: str | os.PathLike) -> bool:
-    text = os.fspath(source)
-    if (
-        isinstance(text, str)
-        and "://" in text
-        and not text.startswith(("file://", "http://", "https://"))
-    ):
-        # An object store has no folders: a name with a suffix is taken for a file without asking.
-        return not epath.Path(text).suffix and epath.Path(text).is_dir()
-    return os.path.isdir(os.path.expanduser(text))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from etils import epath
@@ -17,6 +18,7 @@ from vo3.video.decode import Decoded
 from vo3.video.errors import VideoError
 from vo3.video.pages import frame_pages
 from vo3.video.resize import resize
+from vo3.video.source import is_remote, plain_path, read_error, unreadable
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
 
@@ -34,7 +36,7 @@ class FrameFiles:
             )
         self.name = name
         self.fps = float(fps)
-        self._files = [epath.Path(file) for file in files]
+        self._files = [epath.Path(plain_path(file)) for file in files]
         if not self._files:
             raise VideoError(
                 "empty",
@@ -48,10 +50,17 @@ class FrameFiles:
         return len(self._files)
 
     @classmethod
-    def folder(cls, path: epath.Path, fps: float) -> FrameFiles:
-        """The images of a folder, numbers in their names counting as numbers (frame_10 after frame_9)."""
-        files = [file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES]
-        return cls(sorted(files, key=lambda file: _natural(file.name)), fps, os.fspath(path))
+    def folder(cls, path: str, fps: float) -> FrameFiles:
+        """The images of a folder, numbers in their names counting as numbers (frame_10 after frame_9).
+
+        Raises:
+          VideoError: kind "missing" or "read" where it cannot be listed; "empty"; or what its first frame raises.
+        """
+        with _listing(path):
+            files = [
+                file for file in epath.Path(path).iterdir() if file.suffix.lower() in _SUFFIXES
+            ]
+        return cls(sorted(files, key=lambda file: _natural(file.name)), fps, path)
 
     def read(self, indices: np.ndarray, *, height: int, width: int, deadline: Deadline) -> Decoded:
         """The frames with these numbers, resized.
@@ -72,21 +81,51 @@ class FrameFiles:
 
     def _open(self, file: epath.Path) -> Image.Image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                return Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
+            data = file.read_bytes()
         except FileNotFoundError as error:
             raise VideoError(
                 "missing", f"the frame {file} does not exist", "check the list of frames"
             ) from error
+        except (PermissionError, IsADirectoryError) as error:
+            raise unreadable(f"the frame {file}", error) from error
+        except Exception as error:  # object stores have errors of their own
+            raise read_error(f"the frame {file}", error) from error
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                return Image.open(io.BytesIO(data)).convert("RGB")
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise VideoError(
                 "size", f"the frame {file} is too large: {error}", "extract smaller frames"
             ) from error
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # every format has errors of its own
             raise VideoError(
                 "corrupt", f"the frame {file} cannot be read: {error}", "extract the frames again"
             ) from error
+
+
+def is_folder(path: str) -> bool:
+    """Whether a plain path is a folder.
+
+    Raises:
+      VideoError: kind "missing" or "read" where an object store does not say.
+    """
+    if not is_remote(path):
+        return os.path.isdir(path)
+    # An object store has no folders: a name with a suffix is taken for a file without asking.
+    with _listing(path):
+        return not epath.Path(path).suffix and epath.Path(path).is_dir()
+
+
+@contextlib.contextmanager
+def _listing(path: str) -> Iterator[None]:
+    """Turns what goes wrong with a folder (permissions, a stale mount, an object store) into a VideoError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except Exception as error:  # object stores have errors of their own
+        raise read_error(path, error) from error
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ",".join(sorted(av.formats_available - _NOT_VIDEOS)),
 }
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LOCAL_BUFFER = 1 << 16
 _REMOTE_BUFFER = 1 << 20  # one range request; small reads would pay a round trip each
 
@@ -42,7 +44,7 @@ class FileSource:
         try:
             status = os.stat(path)
         except OSError as error:
-            raise _unreadable(self.name, error) from error
+            raise unreadable(self.name, error) from error
         if stat.S_ISDIR(status.st_mode):
             raise directory_error(self.name)
         if not stat.S_ISREG(
@@ -61,7 +63,7 @@ class FileSource:
             with open(self._path, "rb") as file:
                 _refuse_list(file.read(16), self.name)
         except OSError as error:
-            raise _unreadable(self.name, error) from error
+            raise unreadable(self.name, error) from error
         # "file:" keeps a colon in the name from being taken for a protocol.
         with _opened(f"file:{self._path}", self.name, deadline, None) as container:
             yield container
@@ -81,7 +83,7 @@ class RemoteSource:
             file = self._path.open("rb")
         except Exception as error:  # every backend has errors of its own
             if isinstance(error, FileNotFoundError):
-                raise _unreadable(self.name, error) from error
+                raise unreadable(self.name, error) from error
             raise VideoError(
                 "read",
                 f"{self.name} cannot be opened: {type(error).__name__}: {error}",
@@ -143,18 +145,8 @@ def make_source(source: Any) -> Source:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return BytesSource(bytes(source))
     if isinstance(source, (str, os.PathLike)):
-        text = os.fspath(source)
-        if not isinstance(text, str) or not text or "\0" in text:
-            raise VideoError("source", f"{source!r} is not a path", "give the path of a video file")
-        if "://" not in text:
-            return FileSource(os.path.expanduser(text))
-        if text.startswith("file://"):
-            return FileSource(text.removeprefix("file://"))
-        if text.startswith(("http://", "https://")):
-            raise VideoError(
-                "source", f"{text} is a web address", "download the video and give its path"
-            )
-        return RemoteSource(epath.Path(source))
+        path = plain_path(source)
+        return RemoteSource(epath.Path(path)) if is_remote(path) else FileSource(path)
     if hasattr(source, "read"):
         if isinstance(source, io.TextIOBase):
             raise VideoError(
@@ -172,6 +164,29 @@ def make_source(source: Any) -> Source:
     )
 
 
+def plain_path(source: Any) -> str:
+    """A path as it is opened: `~` in full, `file://` left out, other addresses (gs://) as they are. Nothing is looked at.
+
+    Raises:
+      VideoError: kind "source": it is no path, or a web address.
+    """
+    text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise VideoError("source", f"{source!r} is not a path", "give the path of a video file")
+    if text.startswith(("http://", "https://")):
+        raise VideoError(
+            "source", f"{text} is a web address", "download the video and give its path"
+        )
+    if text.startswith("file://"):
+        return text.removeprefix("file://")
+    return text if is_remote(text) else os.path.expanduser(text)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a plain path is an address that etils.epath opens."""
+    return _ADDRESS.match(path) is not None
+
+
 class _Reader:
     """What FFmpeg sees of a file object: bounded reads, a clock, and the first error kept for the caller."""
 
@@ -185,7 +200,7 @@ class _Reader:
             self._size = int(file.seek(0, os.SEEK_END))
             head = self.read(16) if self._size else b""
         except Exception as error:
-            raise self.error or _read_error(name, error) from error
+            raise self.error or read_error(name, error) from error
         if not self._size:
             raise _empty(name)
         _refuse_list(head, name)
@@ -202,7 +217,7 @@ class _Reader:
             self.error = self.error or error
             raise
         except Exception as error:
-            self.error = self.error or _read_error(self.name, error)
+            self.error = self.error or read_error(self.name, error)
             raise OSError(str(error)) from error
         self._at += len(data)
         return bytes(data)
@@ -244,7 +259,7 @@ def _opened(
         if isinstance(error, av.error.ExitError) or not deadline.left():
             raise deadline.error() from error
         if isinstance(error, (FileNotFoundError, PermissionError)):
-            raise _unreadable(name, error) from error
+            raise unreadable(name, error) from error
         raise _not_a_video(name, str(error)) from error
 
 
@@ -270,7 +285,8 @@ def _not_a_video(name: str, reason: str) -> VideoError:
     )
 
 
-def _unreadable(name: str, error: OSError) -> VideoError:
+def unreadable(name: str, error: OSError) -> VideoError:
+    """For a file or folder that the system does not let us open."""
     if isinstance(error, PermissionError):
         return VideoError(
             "missing", f"{name} cannot be read: permission denied", "change its permissions"
@@ -282,7 +298,8 @@ def _unreadable(name: str, error: OSError) -> VideoError:
     )
 
 
-def _read_error(name: str, error: Exception) -> VideoError:
+def read_error(name: str, error: Exception) -> VideoError:
+    """For storage that fails while it is read."""
     return VideoError(
         "read",
         f"reading {name} failed: {type(error).__name__}: {error}",

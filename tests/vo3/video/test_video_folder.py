@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import video_makers
@@ -33,6 +36,50 @@ def test_a_folder(folder):
         assert (frame == resize(video_makers.picture(index), clip.height, clip.width)).all()
     clip = crop.crop(2.1, 5.9, "fine")
     assert (clip.indices[0], clip.indices[-1]) == (9, 23)
+
+
+def test_a_folder_may_be_written_as_people_write_it(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for name in ("~/frames", f"file://{folder}", folder):
+        crop = VideoCrop(name, frame_fps=4.0)
+        assert (crop.frames, crop.name) == (41, str(folder))
+        with pytest.raises(VideoError, match=r"is a directory.*frame_fps") as caught:
+            VideoCrop(name)
+        assert caught.value.kind == "directory"
+    assert VideoCrop(["~/frames/frame_1.png", f"file://{folder}/frame_2.png"], frame_fps=4.0).frames == 2  # fmt: skip
+    with pytest.raises(VideoError, match="3 is not a path"):
+        VideoCrop([3], frame_fps=4.0)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
+def test_a_folder_that_cannot_be_listed_is_named(folder, monkeypatch, number):
+    """Permissions and stale mounts too: whoever goes on to the next video catches VideoError alone."""
+
+    def listdir(path):
+        raise OSError(number, os.strerror(number))
+
+    # However it is listed: pathlib's ways differ between versions.
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(os, "scandir", listdir)
+    with pytest.raises(VideoError, match=f"{folder} cannot be read") as caught:
+        VideoCrop(folder, frame_fps=4.0)
+    assert caught.value.kind == "missing" and isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(PermissionError(errno.EACCES, "no"), "missing"), (OSError(errno.EIO, "no"), "read"), (RuntimeError("429"), "read")],
+)  # fmt: skip
+def test_a_frame_that_cannot_be_read_is_named(folder, monkeypatch, error, kind):
+    crop = VideoCrop(folder, frame_fps=4.0)
+
+    def read_bytes(path):
+        raise error
+
+    monkeypatch.setattr(type(crop._files._files[0]), "read_bytes", read_bytes)
+    with pytest.raises(VideoError, match=r"frame_1\.png") as caught:
+        crop.overview()
+    assert caught.value.kind == kind
 
 
 def test_a_list(folder):
