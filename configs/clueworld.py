@@ -94,15 +94,15 @@ _RATES = {"far": (0.012, 2e-3), "settle": (0.01, 1.5e-3), "again": (0.01, 1.5e-3
 # Tokens of a row, by view and stage: as many as the longest of 700 rows takes, and some more. In a row that takes still more the last texts are left out.
 _LENGTHS = {
     "agent": (592, 688, 456, 560, 768, 768, 832, 1104, 1552, 1552, 1840),
-    "coarse": (592, 688, 448, 640, 568, 568, 648, 944, 1352, 1360, 1648),
+    "coarse": (592, 688, 448, 640, 792, 792, 864, 1152, 1568, 1616, 1872),
     "middle": (592, 688, 584, 944, 800, 800, 880, 1168, 1584, 1616, 1888),
     "fine": (592, 688, 760, 1144, 808, 808, 888, 1176, 1592, 1600, 1904),
-    "coarse-only": (592, 688, 448, 648, 576, 576, 656, 944, 1360, 1400, 1664),
+    "coarse-only": (592, 688, 448, 648, 680, 680, 752, 1040, 1456, 1512, 1768),
 }
 
 
 def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
-    """`letters` and `text`: options, then sums and lists too, in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and later: trajectories with all 32. Each from the one before."""
+    """`letters` and `text`: options, then sums and lists too, in words alone; `read`: transcripts of two temporal patches; `order`: of the patches that hold cards; `whole` and later: trajectories with all that the view shows. Each from the one before."""
     parts = stage.split(".")
     stage, view, seed = (*parts, *("", "agent", "0")[len(parts) :])
     if stage not in _STAGES:

@@ -1,6 +1,6 @@
 """Training batches of the embedded world: every batch is a pure function of (seed, step), drawn from pixels rendered on the fly.
 
-Curriculum: the overview of a training row may be cut to `patches` neighbouring temporal patches (of 32). Short ones teach to transcribe, long ones to search.
+Curriculum: the overview of a training row may be cut to `patches` neighbouring temporal patches (of the agent's 32). Short ones teach to transcribe, long ones to search.
 Rows of many transcripts come first, of a patch or two to read the clock, of all patches with cards to put the cards in order: little text around what there is to learn.
 """
 
@@ -32,7 +32,7 @@ class DataConfig:
     Attributes:
       seed: of the stream.
       worlds: worlds a step; each gives a row of questions on a shared overview, see `asked`.
-      patches: temporal patches of the overview, at most 32.
+      patches: temporal patches of the overview; 0: all that the view shows, as in evaluation.
       length: tokens of a packed row (one row a world).
       options_share: share of questions with lettered options.
       noise: standard deviation of pixel noise, in grey levels, drawn up to this.
@@ -54,7 +54,7 @@ class DataConfig:
 
     seed: int = 0
     worlds: int = 16
-    patches: int = 32
+    patches: int = 0
     length: int = 512
     options_share: float = 0.6
     noise: float = 5.0
@@ -267,7 +267,7 @@ class Stream:
     ) -> tuple[World, Observation, np.ndarray]:
         """The overview, cut to `patches` around some card, and the world with only the cards that are seen in it."""
         full = observe(world, 0, policy=self.policy)
-        count = self.config.patches
+        count = self.config.patches or full.grid[0]
         if count < full.grid[0]:
             times = np.asarray(full.times).reshape(-1, 2)
             if self.config.dense:

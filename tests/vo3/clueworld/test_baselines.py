@@ -132,6 +132,22 @@ def test_rows_of_every_stage_have_room_for_what_is_drawn(view, monkeypatch):
     assert drawn > 500 and left_out <= 2
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_trajectories_show_the_whole_of_what_evaluation_shows(view, monkeypatch):
+    monkeypatch.setattr(data, "render", lambda world, shown, scale: np.zeros((*shown.grid, 3)))
+    monkeypatch.setattr(data, "noisy", lambda frames, rng, noise: frames)
+    asked = make_world(evaluate.FIRST_SEED)
+    stages = 0
+    for stage in recipe.STAGES:
+        config = DataConfig(**config_lib.load(f"configs/clueworld.py:{stage}.{view}.0").data)
+        if config.trajectories:
+            stages += 1
+            world, shown, _ = make_stream(config)._overview(asked, np.random.default_rng(0))
+            assert shown == observe(asked, 0, policy=get_scale("clueworld").view(view))
+            assert world == asked
+    assert stages == 7
+
+
 def test_a_row_without_room_leaves_out_texts_and_never_what_is_asked():
     config = DataConfig(worlds=1, lookups=3, matched=1.0)
     stream = make_stream(config)
