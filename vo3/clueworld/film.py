@@ -12,7 +12,7 @@ import os
 import av
 from etils import epath
 
-from vo3.clueworld.world import FPS, HEIGHT, WIDTH, Renderer, World, make_world
+from vo3.clueworld.world import FPS, HEIGHT, WIDTH, Renderer, World, WorldError, make_world
 
 
 def write_video(world: World, path: epath.PathLike, *, crf: int = 18) -> epath.Path:
@@ -25,8 +25,18 @@ def write_video(world: World, path: epath.PathLike, *, crf: int = 18) -> epath.P
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        _encode(world, part, crf)
+        part.rename(path)
+    except BaseException:  # also where it is interrupted: nobody would look for a hidden file
+        part.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _encode(world: World, path: epath.Path, crf: int) -> None:
     renderer = Renderer(world)
-    with av.open(os.fspath(part), "w", format="mp4") as container:
+    with av.open(os.fspath(path), "w", format="mp4") as container:
         options = {"crf": str(crf), "preset": "veryfast", "g": "240", "threads": "1"}
         stream = container.add_stream("libx264", rate=int(FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -36,8 +46,6 @@ def write_video(world: World, path: epath.PathLike, *, crf: int = 18) -> epath.P
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
-    part.rename(path)
-    return path
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,7 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
-    world = make_world(args.seed, duration=args.duration)
+    try:
+        world = make_world(args.seed, duration=args.duration)
+    except WorldError as error:
+        raise SystemExit(f"film: {error}") from error
     write_video(world, args.out)
     cards = [{"color": c.color, "digit": c.digit, "seconds": [c.start, c.end]} for c in world.cards]
     print(json.dumps({"video": args.out, "seconds": world.duration, "cards": cards}))

@@ -50,6 +50,9 @@ _FONT = {
 }
 
 
+CLOCK_MOST = 9999  # seconds that the clock's four digits show
+
+
 class WorldError(ValueError):
     """A world that cannot be drawn; the message names the field and the remedy."""
 
@@ -90,8 +93,8 @@ class WorldConfig:
     def _faults(self) -> Iterator[str]:
         if self.shortest < 1:
             yield f"shortest is {self.shortest} s; a world lasts at least 1 s"
-        if not self.shortest <= self.longest <= 9999:
-            yield f"longest is {self.longest} s; it lies between shortest, {self.shortest} s, and what the clock shows, 9999 s"
+        if not self.shortest <= self.longest <= CLOCK_MOST:
+            yield f"longest is {self.longest} s; it lies between shortest, {self.shortest} s, and what the clock shows, {CLOCK_MOST} s"
         unknown = [c for c in self.colors if c not in COLORS]
         if unknown or len(set(self.colors)) < len(self.colors):
             yield f"colors is {self.colors}; different ones out of {', '.join(COLORS)}"
@@ -208,7 +211,7 @@ def make_world(
       config: None: that of the embedded model.
 
     Raises:
-      WorldError: the duration has no room for the cards.
+      WorldError: the duration has no room for the cards, or the clock not enough digits for it.
     """
     config = config or WorldConfig()
     rng = np.random.default_rng([0xC10E, seed])
@@ -218,6 +221,10 @@ def make_world(
     if duration < config.shortest:
         raise WorldError(
             f"duration is {duration} s, a world lasts at least {config.shortest} s; see WorldConfig.shortest"
+        )
+    if duration > CLOCK_MOST:
+        raise WorldError(
+            f"duration is {duration} s; the clock shows four digits, at most {CLOCK_MOST} s: shorten it"
         )
     if not config.fits(duration):
         raise WorldError(

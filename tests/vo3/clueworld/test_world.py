@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vo3.clueworld import film
 from vo3.clueworld.film import write_video
 from vo3.clueworld.scales import get_scale
 from vo3.clueworld.views import crop_policy, cut_overview, observe, render, sightings
@@ -135,6 +136,22 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
 def test_worlds_that_cannot_be_drawn_are_refused_by_field(fields, message):
     with pytest.raises(WorldError, match=message):
         WorldConfig(**fields)
+
+
+def test_a_duration_beyond_the_clock_is_refused(tmp_path):
+    assert make_world(3, duration=9999).duration == 9999
+    with pytest.raises(WorldError, match="duration is 10000 s; the clock shows four digits"):
+        make_world(3, duration=10_000)
+    with pytest.raises(SystemExit, match="film: duration is 12000 s"):
+        film.main(["--duration", "12000", "--out", str(tmp_path / "w.mp4")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_fails_leaves_nothing_behind(tmp_path):
+    broken = dataclasses.replace(make_world(3, duration=120), distractors=(None,))
+    with pytest.raises(AttributeError):
+        write_video(broken, tmp_path / "w.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_duration_without_room_is_refused():
