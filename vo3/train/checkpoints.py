@@ -213,12 +213,14 @@ class Checkpoints:
             ):  # killed while it was written
                 part.rmtree()
         processes.barrier("frozen")
+        # Where nothing is renamed (gs://) half a write stands under the final name too.
+        whole = path.exists() and ocp.utils.is_checkpoint_finalized(path)
         with ocp.StandardCheckpointer() as checkpointer:
-            if path.exists():
+            if processes.agree(whole):
                 return checkpointer.restore(path, shapes)
             params = make()
             try:
-                checkpointer.save(path, params)
+                checkpointer.save(path, params, force=True)
                 checkpointer.wait_until_finished()
             except Exception as error:
                 raise self._unwritten(0, error) from error

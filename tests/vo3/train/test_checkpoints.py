@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from orbax.checkpoint._src.path import gcs_utils
 from runs import BATCHES, run_config
 from tiny_rows import MODEL, assert_close
 
@@ -163,6 +164,21 @@ def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_again(copied)
     (copied / "damaged" / "6-0").rename(copied / "checkpoints" / "6")
     with restoring(copied) as checkpoints:
         assert checkpoints.restore().position.step == 6
+
+
+def test_half_of_the_frozen_parameters_on_a_bucket_is_written_again(copied, monkeypatch):
+    """On gs:// Orbax writes in place and marks what is whole; a folder that it takes for one there stands for it."""
+    monkeypatch.setattr(gcs_utils, "is_gcs_path", lambda path: path.name == "frozen")
+    file = max((copied / "frozen" / "d").iterdir(), key=lambda p: p.stat().st_size)
+    for lost in (file, copied / "frozen" / "commit_success.txt"):
+        lost.unlink()
+    with restoring(copied) as checkpoints:
+        shapes = checkpoints.run.part(frozen=True)
+        made = {n: np.full(s.shape, i, s.dtype) for i, (n, s) in enumerate(shapes.items())}
+        put = lambda: {n: jax.device_put(x, shapes[n].sharding) for n, x in made.items()}
+        assert_bitwise(checkpoints.frozen(put), made)
+        assert (copied / "frozen" / "commit_success.txt").exists()
+        assert_bitwise(checkpoints.frozen(lambda: pytest.fail("they are there")), made)
 
 
 def test_another_data_plan_is_refused(copied):
