@@ -1,7 +1,8 @@
 """Which rows can be trained on with the videos at hand, why others cannot, and what to fetch.
 
 Every row is read as training reads it (`vo3.data.seeker`), every video is opened once. A row is trainable when it breaks no
-rule, its videos are there, below the root and readable, last as long as the row says, and hold its windows.
+rule, its videos are there, below the root and readable, last as long as the row says, and hold its windows as training
+asks it of them (`vo3.data.lengths.planned`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,13 +21,17 @@ from etils import epath
 
 from vo3.data.clips import ClipRef, VideoShape, clip_refs
 from vo3.data.files import RowFiles
+from vo3.data.lengths import planned
 from vo3.data.rejects import RowError
 from vo3.data.seeker import RL_FRAME_FPS, rl_task, sft_trajectory
-from vo3.video import VideoError
+from vo3.trajectory import Observation
+from vo3.video import CropPolicy, VideoCrop, VideoError
 
 # Containers round durations, and the last frame lasts as long as any: less than that is no difference.
 LENGTH_SLACK = 1.0  # seconds
 LENGTH_SHARE = 0.01  # of the duration
+# What is decoded of a video's end.
+_END_S, _END_FRAMES = 2.0, 4
 
 # Where the videos of known sources are published.
 HOMES = {
@@ -106,13 +112,22 @@ class Diagnosis:
 
 @dataclasses.dataclass(frozen=True)
 class _Need:
-    """What a row wants of one video."""
+    """What a row wants of one video.
+
+    Attributes:
+      video, frame_fps: the video.
+      windows: seconds of it that the row speaks of, or repeats from a trajectory.
+      seconds: how long the row takes the video to be.
+      frames: that the row indexes.
+      ref: the clip that is still to be cut.
+    """
 
     video: Video
     frame_fps: float | None
     windows: tuple[tuple[float, float], ...]
-    seconds: float | None  # how long the row takes the video to be
-    frames: int  # that the row indexes
+    seconds: float | None = None
+    frames: int = 0
+    ref: ClipRef | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +145,7 @@ def diagnose(
     workers: int = 8,
     timeout_s: float = 60.0,
     decode: bool = False,
+    policy: CropPolicy | None = None,
 ) -> Diagnosis:
     """Checks every row and every video.
 
@@ -139,7 +155,9 @@ def diagnose(
       workers: videos opened at once.
       timeout_s: for one video.
       decode: whether the end of every video is decoded too, which finds files that are cut off.
+      policy: what training will show of the videos; the SFT recipe's when None.
     """
+    policy = policy or CropPolicy(recipe="sft")
     findings: list[Finding] = []
     found: list[_Row] = []
     for index in range(len(rows)):
@@ -156,7 +174,7 @@ def diagnose(
     fetch: dict[str, dict[str, None]] = collections.defaultdict(dict)
     for row in found:
         totals[row.source] += 1
-        wrong = _judge(row, states)
+        wrong = _judge(row, states, policy)
         for need in row.needs:
             state = states[need.video, need.frame_fps]
             if isinstance(state, tuple) and state[0] == "missing":
@@ -215,15 +233,14 @@ def _read(row: Mapping[str, Any], index: int, name: str, videos: epath.PathLike 
     clues = tuple((c.start, c.end) for c in task.target.clues if c.start < c.end)
     # A row for RL may name a folder of frames or the video that they are of.
     frames = task.frame_fps or RL_FRAME_FPS
-    need = _Need(task.video, frames if _is_folder(task.video) else None, clues, None, 0)
+    need = _Need(task.video, frames if _is_folder(task.video) else None, clues)
     return _Row(index, task.id, _source((need,), task.target, videos), (need,))
 
 
 def _need(ref: ClipRef, clues: tuple[tuple[float, float], ...]) -> _Need:
     shown = ref.shown
     if shown is None:
-        windows = (ref.window,) if ref.window is not None else ()
-        return _Need(ref.video, ref.frame_fps, (*windows, *clues), None, 0)
+        return _Need(ref.video, ref.frame_fps, clues, ref=ref)
     whole = shown.index == 0
     return _Need(
         ref.video,
@@ -266,11 +283,24 @@ def _open(
     try:
         opened = ClipRef(video, frame_fps=frame_fps).open(timeout_s=timeout_s)
         if decode:
-            opened.crop(max(0.0, opened.duration - 2.0), opened.duration, "coarse")
+            _decode_end(opened)
     except VideoError as error:
         reason = error.kind if error.kind in ("missing", "timeout") else "corrupt"
         return reason, str(error)
     return VideoShape.of(opened)
+
+
+def _decode_end(video: VideoCrop) -> None:
+    """Decodes the last frames, by number: a window of time need not hold two.
+
+    Raises:
+      VideoError: they cannot be decoded.
+    """
+    last = video.frames - 1
+    first = max(0, min(last - 1, math.ceil((video.duration - _END_S) * video.fps)))
+    indices = tuple(int(i) for i in np.linspace(first, last, _END_FRAMES))
+    side, pairs = CropPolicy().token_size, _END_FRAMES // 2  # one token a patch: nobody looks at it
+    video.show(Observation(0, first / video.fps, video.duration, video.fps, (), indices, side, side, (pairs, 2, 2), pairs))  # fmt: skip
 
 
 def _leaves(path: str, root: epath.PathLike) -> bool:
@@ -282,10 +312,12 @@ def _leaves(path: str, root: epath.PathLike) -> bool:
 
 
 def _judge(
-    row: _Row, states: Mapping[tuple[Video, float | None], VideoShape | tuple[str, str]]
+    row: _Row,
+    states: Mapping[tuple[Video, float | None], VideoShape | tuple[str, str]],
+    policy: CropPolicy,
 ) -> tuple[str, str] | None:
     """(reason, detail) of the first thing that is wrong with a row, or None."""
-    for need in row.needs:
+    for i, need in enumerate(row.needs):
         state = states[need.video, need.frame_fps]
         if isinstance(state, tuple):
             return state
@@ -307,6 +339,11 @@ def _judge(
                     "window",
                     f"[{start:g}, {end:g}] lies outside of {name} ({state.duration:.1f} s)",
                 )
+        if need.ref is not None:
+            try:
+                planned(row.id, i, need.ref, state, policy)
+            except RowError as error:
+                return "window" if error.rule == "window" else "corrupt", error.reason
     return None
 
 

@@ -29,14 +29,14 @@ from vo3.chat.tokens import Tokenizer
 from vo3.data.clips import ClipRef, VideoShape, clip_refs, is_open, settle
 from vo3.data.rejects import Reject, Rejects, RowError
 from vo3.trajectory import Observation
-from vo3.video import CropPolicy, VideoError
+from vo3.video import ClipPlan, CropPolicy, VideoError
 
 log = logging.getLogger(__name__)
 
 # A window may end this many seconds after its video: times are rounded, and containers differ in what they count.
 WINDOW_SLACK = 1.0
 # Belongs to the key: raise it when the same inputs give other lengths.
-_METHOD = 1
+_METHOD = 2
 _CHUNK = 256
 
 
@@ -280,30 +280,42 @@ def _size(text: _Text, shapes: dict[Any, VideoShape | str], policy: CropPolicy) 
         shape = shapes[ref.video, ref.frame_fps]
         if isinstance(shape, str):
             raise RowError(text.id, "file", f"video {i}: {shape}")
-        _check_window(text.id, i, ref, shape, policy)
-        try:
-            plan = ref.plan(shape, policy)
-        except VideoError as error:
-            raise RowError(
-                text.id, "window" if error.kind == "window" else "file", f"video {i}: {error}"
-            ) from error
+        plan = planned(text.id, i, ref, shape, policy)
         tokens += plan.tokens
         patches += 4 * plan.tokens  # 2 x 2 patches are one token
     return tokens, patches
 
 
-def _check_window(id_: str, i: int, ref: ClipRef, shape: VideoShape, policy: CropPolicy) -> None:
-    if ref.window is None:
-        return
-    start, end = ref.window
-    inside = min(end, shape.duration) - start
-    if end > shape.duration + WINDOW_SLACK or inside < policy.min_seconds - 1e-6:
-        why = (
-            f"reaches outside of its video, which lasts {shape.duration:.2f} s"
-            if end > shape.duration + WINDOW_SLACK or start >= shape.duration
-            else f"covers {inside:.2f} s of its video; the least is {policy.min_seconds:g} s"
-        )
-        raise RowError(id_, "window", f"video {i}: the window [{start:g}, {end:g}] {why}")
+def planned(id_: str, i: int, ref: ClipRef, shape: VideoShape, policy: CropPolicy) -> ClipPlan:
+    """What training shows of a clip that was not read yet; `vo3 doctor` asks the same.
+
+    Args:
+      id_: of the row.
+      i: number of the clip in it.
+      ref: the clip.
+      shape: of its video.
+      policy: how clips are sampled and resized.
+
+    Raises:
+      RowError: rule "window": it does not lie in the video, is too short, or holds no two frames; "file": the video cannot be
+        shown like this.
+    """
+    if ref.window is not None or ref.sample is not None:
+        start, end = ref.window or (0.0, shape.duration)
+        inside = min(end, shape.duration) - start
+        over = end > shape.duration + WINDOW_SLACK
+        if over or inside < policy.min_seconds - 1e-6:
+            why = (
+                f"reaches outside of its video, which lasts {shape.duration:.2f} s"
+                if over or start >= shape.duration
+                else f"covers {inside:.2f} s of its video; the least is {policy.min_seconds:g} s"
+            )
+            raise RowError(id_, "window", f"video {i}: the window [{start:g}, {end:g}] {why}")
+    try:
+        return ref.plan(shape, policy)
+    except VideoError as error:
+        rule = "window" if error.kind == "window" else "file"
+        raise RowError(id_, rule, f"video {i}: {error}") from error
 
 
 class _Seldom:

@@ -10,12 +10,16 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from rows_makers import rl_row, sft_row, write_jsonl
+from rows_makers import rl_row, sft_row, write_frames, write_jsonl
 
 from vo3 import cli
+from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.data import doctor
 from vo3.data.files import RowFiles
+from vo3.data.lengths import measure
+from vo3.data.source import RowSource
 from vo3.trajectory import Observation, Task, Trajectory, Turn
+from vo3.video import CropPolicy
 
 SECONDS = 20
 
@@ -116,6 +120,45 @@ def test_windows_must_lie_in_the_video(tmp_path, root, clip, good):
     assert (found.trainable == (0,)) == good
     if not good:
         only(found, "window")
+
+
+@pytest.mark.parametrize(
+    ("clip", "says"),
+    [
+        ((100, 100.5), "covers 0.50 s of its video; the least is 1 s"),
+        ((190, 201.8), "reaches outside of its video, which lasts 200.00 s"),
+        ((190, 200.9), None),
+        ((199.5, 200.9), "covers 0.50 s"),
+        ((101, 102), "holds no two frames"),
+    ],
+)
+def test_the_doctor_and_training_agree_on_windows(tmp_path, clip, says):
+    """At 0.4 fps too: 80 frames of a video of 200 s."""
+    write_frames(tmp_path / "videos" / "slow", 80, size=(28, 28))
+    made = {**row("a", "slow", clip=clip), "frame_fps": 0.4}
+    path = write_jsonl(tmp_path / "rows.jsonl", [made])
+    found = doctor.diagnose(RowFiles(path), videos=tmp_path / "videos")
+    source = RowSource(path, videos=tmp_path / "videos")
+    lengths = measure(source, build_tokenizer(), policy=CropPolicy(recipe="sft"))
+    assert found.trainable == (() if says else (0,))
+    assert [f.detail for f in found.findings] == [r.reason for r in lengths.rejects]
+    if says:
+        finding = only(found, "window")
+        assert says in finding.detail and finding.detail.startswith("video 1: the window")
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(4, 0.01), (8, 0.4), (1, 4.0), (3, 4.0), (40, 4.0)])
+def test_the_end_of_a_good_video_decodes_however_few_its_frames(tmp_path, frames, fps):
+    videos = tmp_path / "videos"
+    files = write_frames(videos / "slow", frames, size=(28, 28))
+    made = {**row("a", "slow"), "frame_fps": fps}
+    path = write_jsonl(tmp_path / "rows.jsonl", [made])
+    assert not doctor.diagnose(RowFiles(path), videos=videos, decode=True).lost
+    pathlib.Path(files[-1]).write_bytes(b"no picture")
+    if frames > 1:  # the first one is looked at in any case
+        assert not doctor.diagnose(RowFiles(path), videos=videos).lost
+    ((reason, detail),) = doctor.diagnose(RowFiles(path), videos=videos, decode=True).lost.values()
+    assert reason == "corrupt" and f"frame_{frames - 1}" in detail
 
 
 @pytest.mark.parametrize(("seconds", "good"), [(20.0, True), (20.8, True), (22.0, False), (11.0, False)])  # fmt: skip

@@ -36,6 +36,7 @@ def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     write_video(folder / "a.mp4", seconds=8)
     write_video(folder / "b.mp4", seconds=5, size=(96, 64))
+    write_video(folder / "short.mp4", seconds=0.5)
     write_frames(folder / "frames", 9)
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "noise.mp4").write_bytes(b"no video at all" * 50)
@@ -120,6 +121,7 @@ BAD = {
     "behind the end": (sft_row(clips=((90, 95, "fine"),)), "window", "outside of its video, which lasts 8.00 s"),
     "over the end": (sft_row(clips=((4, 20, "fine"),)), "window", "[4, 20] reaches outside"),
     "too short": (sft_row(clips=((4, 4.5, "fine"),)), "window", "covers 0.50 s"),
+    "short as a whole": (sft_row(clips=()) | {"videos": [{"url": "short.mp4", "sample": "fine"}]}, "window", "covers 0.50 s"),
     "short at the end": (sft_row(clips=((7.5, 8.9, "fine"),)), "window", "covers 0.50 s"),
     "a broken row": (sft_row(videos=[]), "videos", "list of videos"),
     "corrupt JSON": ('{"id": ', "json", "not valid JSON"),
