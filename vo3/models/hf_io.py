@@ -145,7 +145,7 @@ def flatten(state: nnx.State) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def unflatten(like: dict[str, Any], values: dict[str, jax.Array]) -> nnx.State:
+def unflatten(like: dict[str, Any], values: dict[str, jax.Array | np.ndarray]) -> nnx.State:
     """The state with these values; inverse of `flatten`.
 
     Raises:
@@ -276,7 +276,7 @@ def save(
     """Writes a Hugging Face directory: weights with the Hub's key names, config.json, and the source's companions.
 
     Args:
-      model: to write; its weights keep their dtype.
+      model: to write; its weights keep their dtype, and may be host arrays (numpy).
       directory: made if need be.
       source: directory whose tokenizer and processor files are copied.
       max_shard_bytes: size of a shard.
@@ -301,7 +301,7 @@ def save(
     where: dict[str, tuple[Entry, int]] = {}
     wanted = expected(model.config)
     for entry in table(model.config):
-        if not values[entry.ours].is_fully_addressable:
+        if not getattr(values[entry.ours], "is_fully_addressable", True):
             raise CheckpointError(
                 f"{entry.ours} lies on several hosts; gather the parameters before saving"
             )
@@ -344,7 +344,9 @@ def copy_companions(source: epath.PathLike, directory: epath.PathLike) -> None:
 
 
 def _tensors(
-    shard: Sequence[st.Spec], where: dict[str, tuple[Entry, int]], values: dict[str, jax.Array]
+    shard: Sequence[st.Spec],
+    where: dict[str, tuple[Entry, int]],
+    values: dict[str, jax.Array | np.ndarray],
 ) -> Iterator[np.ndarray]:
     for spec in shard:
         entry, layer = where[spec.name]
@@ -353,7 +355,7 @@ def _tensors(
         yield _theirs(entry, value[layer] if entry.stacked else value).reshape(spec.shape)
 
 
-def _theirs(entry: Entry, value: jax.Array) -> np.ndarray:
+def _theirs(entry: Entry, value: jax.Array | np.ndarray) -> np.ndarray:
     """One layer's parameter in the Hub's form, before its shape."""
     held = np.asarray(value)
     if entry.form == "same":

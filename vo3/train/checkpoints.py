@@ -33,6 +33,7 @@ from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.models.safetensors_io import CheckpointError
 from vo3.train import config as config_lib
 from vo3.train import lora, processes
+from vo3.train.gather import gather
 from vo3.train.sharding import replicated
 from vo3.train.state import Params, Trainable, TrainState, architecture, fit
 
@@ -344,7 +345,7 @@ def _read(path: epath.Path, where: dict[str, Any], *, inside: str = "") -> Param
 def export(run: Trainable, params: Params, directory: epath.PathLike) -> None:
     """Writes all parameters as a Hugging Face directory with the tokenizer and processor files of `config.model`.
 
-    Several processes gather one parameter after the other; the first writes.
+    Several processes gather what they hold into the memory of the first one's host, which writes; see `gather`.
     """
     from vo3.models import loading
 
@@ -354,14 +355,7 @@ def export(run: Trainable, params: Params, directory: epath.PathLike) -> None:
         params = jax.jit(merge)(params)
     dtype = jnp.dtype(config.param_dtype)
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        gathered = {}
-        for name in sorted(params):
-            value = multihost_utils.process_allgather(params[name], tiled=True)
-            if processes.first():
-                gathered[name] = jnp.asarray(value)
-        params = gathered
+        params = gather(run, params)
     if processes.first():
         graph, shapes = hf_io.abstract(run.model, dtype=dtype, param_dtype=dtype)
         model = nnx.merge(graph, hf_io.unflatten(shapes, params))
