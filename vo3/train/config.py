@@ -53,7 +53,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.init_from = "model"  # weights: "model", "random", the workdir of an earlier run, a Hugging Face directory, or the name of an embedded model
     c.init_vision = ""  # the vision tower alone, from an .npz of vo3.clueworld.pretrain
     c.dtype = "bfloat16"  # of the computation
-    c.param_dtype = "float32"  # master weights and optimiser state
+    # Of what is trained and its optimiser state; anything less is refused. What is not trained is held in `dtype`.
+    c.param_dtype = "float32"
     c.remat = "full"
     c.scan_unroll = 1
     c.compilation_cache = ""  # a directory, gs:// too; "": none
@@ -393,9 +394,10 @@ def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:
         yield "data.feature_cache keeps features of a frozen vision tower, but config.frozen leaves it free"
     if c.lora.rank and c.optim.name == "muon":
         yield "lora.rank with optim.name='muon': the adapters are no square-like matrices; use 'adamw'"
-    if c.param_dtype == "bfloat16" and not c.lora.rank:
+    if c.param_dtype == "bfloat16":
         yield (
-            "param_dtype='bfloat16' without LoRA: updates of rate 1e-5 vanish in 8 bits; keep float32, or set lora.rank"
+            "param_dtype='bfloat16': in 8 bits updates of rate 1e-5 vanish, and Adam's second moment never falls (0.999 of it "
+            "rounds back), with LoRA too; keep float32: what is not trained is held in `dtype` anyway"
         )
     if c.init_vision and c.init_from not in ("model", "random"):
         yield f"init_vision and init_from={c.init_from!r} both give the vision tower; drop one"
