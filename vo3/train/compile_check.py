@@ -241,7 +241,7 @@ def check(
       dump: where the compiler writes its text; None: a folder that is removed.
 
     Raises:
-      ConfigError: a contradiction, or a mesh that does not fit the slice.
+      ConfigError: a contradiction, or a mesh that does not fit the slice or the hosts of it.
       ValueError: an unknown topology.
       DoesNotFit: the compiler gave up for lack of memory.
     """
@@ -259,6 +259,7 @@ def check(
     shapes = shapes_of(config, length=length, patches=patches)
     devices = devices_of(slice_, num_slices)
     mesh = sharding.make_mesh(config, devices)
+    sharding.process_groups(mesh)  # what a run asks of the mesh before its first step
     run = trainable(config, mesh, model=model)
     programs, state, frozen = Programs(run), run.state, run.part(frozen=True)
     batch = abstract_batch(run, shapes)

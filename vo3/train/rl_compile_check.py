@@ -84,7 +84,7 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
     """Compiles the programs of `config` for `topology`, each at its largest shape.
 
     Raises:
-      ConfigError: a contradiction, or a mesh that does not fit the slice.
+      ConfigError: a contradiction, or a mesh that does not fit the slice or the hosts of it.
       ValueError: an unknown topology.
       DoesNotFit: the compiler gave up for lack of memory.
     """
@@ -96,6 +96,7 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
     config = rl_config.resolve(config, devices=slice_.chips * num_slices, prompts=ROWS)
     devices = base.devices_of(slice_, num_slices)
     mesh = sharding.make_mesh(config, devices)
+    sharding.refuse_shared_rows(mesh)  # what a run asks of the mesh before its first step
     run = trainable(rl_config.for_optimizer(config), mesh, model=base.model_config(config))
     state, frozen = run.state, run.part(frozen=True)
     programs = PolicyPrograms(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vo3.attention import AttentionMesh
 from vo3.train.batch import Batch
-from vo3.train.config import AXES, ROW_AXES, mesh_sizes
+from vo3.train.config import AXES, ROW_AXES, ConfigError, mesh_sizes
 
 ParamSharding = Callable[[str, tuple[int, ...]], NamedSharding]
 
@@ -150,32 +150,69 @@ def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def row_groups(mesh: Mesh) -> tuple[int, int]:
-    """(index, count) of this process's block of rows: processes whose devices hold the same rows share an index.
+def process_groups(mesh: Mesh) -> dict[int, int]:
+    """Group of each process of the mesh. Processes whose devices hold the same rows are one group; groups count from 0.
+
+    A process's rows need not be neighbours: the device meshes of most TPU slices interleave hosts. `place` gives a process's
+    k-th row to the k-th of the places that its devices hold, so rows are only permuted between groups.
+
+    Args:
+      mesh: of `make_mesh`.
 
     Raises:
-      ValueError: this process's rows are no contiguous block, or its devices hold another number of rows than others'.
+      ConfigError: rows that two groups share in part, or groups with different numbers of rows.
     """
     ways = row_ways(mesh)
-    places = NamedSharding(mesh, PartitionSpec(row_axes(mesh) or None)).devices_indices_map((ways,))
-    blocks: dict[int, set[int]] = {}
-    for device, (rows,) in places.items():
-        held = range(*rows.indices(ways))
-        blocks.setdefault(device.process_index, set()).update(held)
-    mine = blocks[jax.process_index()]
-    distinct = sorted({tuple(sorted(b)) for b in blocks.values()})
-    count = len(distinct)
-    if sum(map(len, distinct)) != ways or any(len(b) * count != ways for b in distinct):
-        raise ValueError(
-            f"the rows of {count} groups of processes overlap; let the product of {', '.join(ROW_AXES)} be a multiple or a "
-            "divisor of the number of processes"
+    held: dict[int, set[int]] = {}
+    # The row axes are the first of the mesh.
+    for row, devices in enumerate(mesh.devices.reshape(ways, -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(row)
+    blocks = {process: tuple(sorted(rows)) for process, rows in held.items()}
+    distinct = sorted(set(blocks.values()))
+    if sum(map(len, distinct)) != ways or len(set(map(len, distinct))) > 1:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        raise ConfigError(
+            f"mesh {sizes}: the {len(blocks)} processes hold {len(distinct)} different sets of rows, which overlap or differ "
+            "in size, so no process can be told which rows to read; let mesh.tensor * mesh.context divide the devices of a "
+            "process or be a multiple of them, or exchange the two"
         )
-    index = distinct.index(tuple(sorted(mine)))
-    if tuple(sorted(mine)) != tuple(range(index * ways // count, (index + 1) * ways // count)):
-        raise ValueError(
-            f"process {jax.process_index()} holds rows {sorted(mine)}, no contiguous block"
+    return {process: distinct.index(block) for process, block in sorted(blocks.items())}
+
+
+def row_groups(mesh: Mesh) -> tuple[int, int]:
+    """(index, count) of this process's group and of all groups; see `process_groups`.
+
+    Raises:
+      ConfigError: see `process_groups`.
+    """
+    groups = process_groups(mesh)
+    return groups[jax.process_index()], max(groups.values()) + 1
+
+
+def rows_shared(mesh: Mesh) -> bool:
+    """Whether several processes hold the same rows: a tensor or context axis spans hosts, which then must feed the same data.
+
+    Raises:
+      ConfigError: see `process_groups`.
+    """
+    groups = process_groups(mesh)
+    return len(set(groups.values())) < len(groups)
+
+
+def refuse_shared_rows(mesh: Mesh) -> None:
+    """For programs whose processes make their own rows, as rollouts do.
+
+    Raises:
+      ConfigError: several processes hold the same rows; or see `process_groups`.
+    """
+    if rows_shared(mesh):
+        groups = process_groups(mesh)
+        raise ConfigError(
+            f"mesh.tensor={mesh.shape['tensor']} and mesh.context={mesh.shape['context']} span processes: {len(groups)} "
+            f"processes hold {len(set(groups.values()))} sets of rows, but each makes rows of its own; lower them until their "
+            "product fits the devices of one process"
         )
-    return index, count
 
 
 def place(batch: Any, mesh: Mesh, *, groups: int = 1) -> Any:
@@ -183,9 +220,9 @@ def place(batch: Any, mesh: Mesh, *, groups: int = 1) -> Any:
 
     Args:
       batch: numpy. A `Batch` holds all rows, in every process; a `RowBatch`, or any other tree of arrays with rows first, this
-        process's rows, one of `groups` blocks.
+        group's rows, as many in each of `groups` groups: in order, they take the places that this process's devices hold.
       mesh: the devices.
-      groups: blocks of rows; see `row_groups`.
+      groups: of processes; see `row_groups`.
     """
     if not isinstance(batch, Batch):
         whole = lambda x: jax.ShapeDtypeStruct((x.shape[0] * groups, *x.shape[1:]), x.dtype)
