@@ -188,6 +188,8 @@ class Server:
         try:
             raw = await body.read_json(request, limit=limits.body, timeout_s=limits.read_s)
             ask = await asyncio.to_thread(read, raw, self.settings, self.uploads)
+            # Here, and not where it is read: nobody would let go for a request that is cancelled while a thread reads it.
+            ask.video.hold()
         except BaseException:
             self.desk.release()
             self.let_go(size)

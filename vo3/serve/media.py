@@ -44,13 +44,20 @@ class Media(Protocol):
     def told(self, error: VideoError) -> VideoError:
         """A new error in the client's words: paths of this machine are not its business."""
 
+    def hold(self) -> None:
+        """Sees to it that the video stays until `close`. On the event loop, once the question is sure to be asked.
+
+        Raises:
+          ApiError: it has gone in the meantime.
+        """
+
     def close(self) -> None:
-        """Lets go of what was kept for this request."""
+        """Lets go of what was kept for this request; may be called again, from any thread."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class File:
-    """A file of the server's: under a root, or an upload."""
+    """A file under a root of the server's."""
 
     label: str
     path: str | None
@@ -63,8 +70,34 @@ class File:
         """See `Media.told`."""
         return renamed(error, self.path, self.label)
 
+    def hold(self) -> None:
+        """Nothing to do: the file is not ours."""
+
     def close(self) -> None:
         """Nothing to do: the file stays."""
+
+
+@dataclasses.dataclass(eq=False)
+class Uploaded(File):
+    """An upload, which stays while its question is asked though it be deleted."""
+
+    id: str
+    uploads: Uploads
+    param: str
+
+    @classmethod
+    def find(cls, name: str, uploads: Uploads, *, param: str) -> Uploaded:
+        """The upload with this id; see `Uploads.get`."""
+        found = uploads.get(name, param=param)
+        return cls(found.name, found.path, name, uploads, param)
+
+    def hold(self) -> None:
+        """See `Media.hold`."""
+        self.uploads.hold(self.id, self, param=self.param)
+
+    def close(self) -> None:
+        """The file may go."""
+        self.uploads.let_go(self)
 
 
 @dataclasses.dataclass
@@ -82,6 +115,9 @@ class Bytes:
     def told(self, error: VideoError) -> VideoError:
         """See `Media.told`."""
         return renamed(error, None, self.label)
+
+    def hold(self) -> None:
+        """Nothing to do: the bytes are here."""
 
     def close(self) -> None:
         """Lets go of the bytes."""
@@ -113,6 +149,9 @@ class Pictures:
         folder = None if self._folder is None else self._folder.name + os.sep
         return renamed(error, folder, "image ")
 
+    def hold(self) -> None:
+        """Nothing to do: the pictures are here."""
+
     def close(self) -> None:
         """Removes the files."""
         self.pictures = ()
@@ -138,6 +177,9 @@ class Fetched:
     def told(self, error: VideoError) -> VideoError:
         """See `Media.told`."""
         return renamed(error, self._file, self.label)
+
+    def hold(self) -> None:
+        """Nothing to do: it is fetched when it is opened."""
 
     def close(self) -> None:
         """Removes the file."""
@@ -170,7 +212,7 @@ def video(url: str, settings: Settings, uploads: Uploads, *, param: str) -> Medi
             )
         return Bytes(f"{len(data)} bytes of {shown(kind)}", data)
     if uploads.is_id(url):  # and no file of a root that begins so
-        return File(*uploads.find(url, param=param))
+        return Uploaded.find(url, uploads, param=param)
     if colon and scheme in ("http", "https"):
         return Fetched(shown(url, 200), fetch.check(url, settings.hosts, param=param), settings.limits.upload)  # fmt: skip
     if colon and rest[:2] == "//" and scheme != "file":

@@ -255,7 +255,7 @@ def _file(file: _File | None, settings: Settings, uploads: Uploads, at: str) -> 
     if file is None or (file.file_id is None) == (file.file_data is None):
         raise invalid(f"{at}.file holds a file_id or file_data, one of them", param=f"{at}.file")
     if file.file_id is not None:
-        return media.File(*uploads.find(file.file_id, param=f"{at}.file.file_id"))
+        return media.Uploaded.find(file.file_id, uploads, param=f"{at}.file.file_id")
     if not file.file_data.lower().startswith("data:"):
         raise invalid(f"{at}.file.file_data is no data URL; write it as data:video/mp4;base64,...", param=f"{at}.file")  # fmt: skip
     found = media.video(file.file_data, settings, uploads, param=f"{at}.file.file_data")

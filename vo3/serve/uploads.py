@@ -1,8 +1,12 @@
-"""Uploaded videos: kept in a folder of their own until the server ends, the oldest first to go where there are too many bytes."""
+"""Uploaded videos: kept in a folder of their own until the server ends, the oldest first to go where there are too many bytes.
+
+What a question holds stays until it is done with, deleted or not: its video is opened anew for every look.
+"""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -58,6 +62,8 @@ class Uploads:
         self._limits = limits
         self._folder = tempfile.TemporaryDirectory(prefix="vo3-uploads-")
         self._files: collections.OrderedDict[str, Upload] = collections.OrderedDict()
+        self._holds: dict[Any, Upload] = {}  # by holder
+        self._going: set[str] = set()  # deleted, and still held
         self._lock = threading.Lock()
 
     def write(self) -> tuple[str, BinaryIO]:
@@ -70,10 +76,10 @@ class Uploads:
         os.unlink(os.path.join(self._folder.name, name))
 
     def keep(self, name: str, filename: str, purpose: str) -> Upload:
-        """Keeps what was written; the oldest uploads go where the limit is passed.
+        """Keeps what was written; the oldest uploads that no question holds go where the limit is passed.
 
         Raises:
-          ApiError: it is empty.
+          ApiError: it is empty or too large, or there is no room beside what questions hold.
         """
         path = os.path.join(self._folder.name, name)
         size = os.path.getsize(path)
@@ -85,12 +91,27 @@ class Uploads:
             raise too_large(shown(filename), self._limits.upload, "shorten it or lower its quality")
         found = Upload(name, filename[:200], path, size, int(time.time()), purpose[:64])
         with self._lock:
+            try:
+                self._make_room(size)
+            except ApiError:
+                self.drop(name)
+                raise
             self._files[name] = found
-            while sum(file.size for file in self._files.values()) > self._limits.uploads:
-                if len(self._files) == 1:
-                    break
-                self._remove(next(iter(self._files)))
         return found
+
+    def _make_room(self, size: int) -> None:
+        """For so many bytes. The first may always come, however large."""
+        limit = self._limits.uploads
+        held = {file.id: file.size for file in self._holds.values()}
+        if held and sum(held.values()) + size > limit:
+            raise ApiError(429, "uploads_busy", "the uploads that are being asked about leave no room for another; try again in 5 s", headers={"Retry-After": "5"})  # fmt: skip
+        free = [file for name, file in self._files.items() if name not in held]
+        total = sum(held.values()) + sum(file.size for file in free) + size
+        for file in free:
+            if total <= limit:
+                break
+            self._remove(file.id)
+            total -= file.size
 
     @staticmethod
     def is_id(name: str) -> bool:
@@ -108,13 +129,23 @@ class Uploads:
             self._files.move_to_end(name)
             return self._files[name]
 
-    def find(self, name: str, *, param: str) -> tuple[str, str]:
-        """(name, path) of an upload; see `get`."""
-        found = self.get(name, param=param)
-        return found.name, found.path
+    def hold(self, name: str, holder: Any, *, param: str | None = None) -> None:
+        """Keeps an upload's file, whatever becomes of the upload, until the holder lets go; see `get`."""
+        with self._lock:
+            self._check(name, param)
+            self._holds[holder] = self._files[name]
+
+    def let_go(self, holder: Any) -> None:
+        """The holder is done with its upload; may be called again, from any thread."""
+        with self._lock:
+            found = self._holds.pop(holder, None)
+            if found is not None and found.id in self._going and not self._is_held(found):
+                self._going.remove(found.id)
+                with contextlib.suppress(FileNotFoundError):  # the server has ended
+                    os.unlink(found.path)
 
     def remove(self, name: str) -> None:
-        """Deletes an upload; see `get`."""
+        """Deletes an upload, its file once no question holds it; see `get`."""
         with self._lock:
             self._check(name, None)
             self._remove(name)
@@ -128,5 +159,11 @@ class Uploads:
             raise ApiError(404, "file_not_found", f"there is no upload {shown(name)}, or none any more; upload the file again", param=param)  # fmt: skip
 
     def _remove(self, name: str) -> None:
-        # An open file stays readable until its reader is done.
-        os.unlink(self._files.pop(name).path)
+        found = self._files.pop(name)
+        if self._is_held(found):
+            self._going.add(name)
+        else:
+            os.unlink(found.path)
+
+    def _is_held(self, upload: Upload) -> bool:
+        return any(held is upload for held in self._holds.values())

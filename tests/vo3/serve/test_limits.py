@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import socket
+import tempfile
 import threading
 import time
 
@@ -139,6 +140,24 @@ def test_an_upload_is_deleted_once(serve):
             thread.join()
         assert sorted(ends) == ["file_not_found"] * 3 + ["gone"]
     uploads.close()
+
+
+def test_an_upload_that_is_deleted_is_still_asked_about(serve, videos, tmp_path, monkeypatch):
+    """By the question that is under way and by the one that waits; then nothing is left of it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    engine = ScriptedEngine()
+    engine.hold.set()
+    url = serve(engine, limits={"slots": 1})
+    got = httpx.post(url + "/v1/files", files={"file": (videos / "a.mp4").read_bytes()}).json()
+    [file] = tmp_path.glob(f"*/{got['id']}")
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(httpx.post, url + PATH, json=ask(got["id"])) for _ in range(2)]
+        wait_for(lambda: httpx.get(url + "/health").json()["waiting"] == 1 and engine.jobs)
+        assert httpx.delete(f"{url}/v1/files/{got['id']}").status_code == 200
+        assert httpx.post(url + PATH, json=ask(got["id"])).status_code == 404
+        engine.hold.clear()
+        assert [one.result().status_code for one in asked] == [200, 200]
+    wait_for(lambda: not file.exists())
 
 
 def test_a_full_queue_says_when_to_come_back(serve):

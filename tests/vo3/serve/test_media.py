@@ -188,12 +188,55 @@ def test_uploads_make_room_and_go_with_the_server():
         kept.append(uploads.keep(name, f"{number}.mp4", "user_data"))
     with pytest.raises(ApiError, match="upload the file again"):
         uploads.get(kept[0].id)
-    assert uploads.find(kept[1].id, param="x") == ("1.mp4", kept[1].path)
+    assert uploads.get(kept[1].id, param="x") is kept[1]
     for name in ("file-../../etc/passwd", "file-" + "a" * 32, "file-" + "0" * 31 + "\n", ""):
         with pytest.raises(ApiError):
             uploads.get(name)
     uploads.close()
     assert not os.path.exists(kept[2].path)
+
+
+def test_uploads_stay_while_they_are_held():
+    """By whoever asks about them: no room is made of them, and what is deleted goes with its last holder."""
+    uploads = Uploads(Limits(upload=10, uploads=25))
+
+    def keep():
+        name, file = uploads.write()
+        with file:
+            file.write(b"x" * 10)
+        return uploads.keep(name, "a.mp4", "user_data")
+
+    first, second = keep(), keep()
+    holders = [media.Uploaded.find(first.id, uploads, param="x") for _ in range(2)]
+    for holder in holders:
+        holder.hold()
+    third = keep()  # in the place of the second, though the first is older
+    with pytest.raises(ApiError, match="upload the file again"):
+        uploads.get(second.id)
+    uploads.remove(first.id)
+    with pytest.raises(ApiError) as caught:
+        media.Uploaded.find(first.id, uploads, param="x")
+    assert caught.value.status == 404
+    last = media.Uploaded.find(third.id, uploads, param="x")
+    last.hold()
+    with pytest.raises(ApiError, match="leave no room") as caught:
+        keep()
+    assert (caught.value.status, len(os.listdir(os.path.dirname(first.path)))) == (429, 2)
+    for _ in range(2):
+        assert os.path.exists(first.path)
+        holders[0].close()  # twice, and it counts once
+    holders[1].close()
+    assert not os.path.exists(first.path)
+    last.close()
+    assert os.path.exists(third.path)
+    keep()
+    lost = media.Uploaded.find(third.id, uploads, param="x")
+    uploads.remove(third.id)
+    with pytest.raises(ApiError, match="upload the file again"):
+        lost.hold()
+    assert not os.path.exists(third.path)
+    uploads.close()
+    holders[0].close()
 
 
 # The web.
