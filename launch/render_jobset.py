@@ -139,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("flags", nargs="*", help="flags of the trainer, after --")
     args = parser.parse_args(argv)
     command = ["python", "-m", args.module, f"--config={args.config}", f"--workdir={args.workdir}"]
+    if args.slices > 1:
+        command.append(f"--config.mesh.dcn_data={args.slices}")
     try:
         if not args.workdir.startswith("gs://"):
             raise RenderError(

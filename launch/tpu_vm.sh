@@ -18,7 +18,7 @@
 # TPU_TYPE        v5p-32, v6e-64, v5litepod-256, ...
 # CONFIG          configs/sft_stage1.py, ...               (run, up, watch)
 # WORKDIR         gs://...: checkpoints and logs           (run, up, watch)
-# NUM_SLICES=1    more than one: multislice
+# NUM_SLICES=1    more than one: multislice; becomes --config.mesh.dcn_data
 # SPOT=1          preemptible capacity (0: on demand)
 # QUEUED=1        by queued resources (0: directly)
 # RUNTIME         software version (default: by TPU_TYPE)
@@ -101,8 +101,10 @@ TPUS=(gcloud compute tpus)
 if ((NUM_SLICES > 1)); then
   NODES=()
   for ((i = 0; i < NUM_SLICES; i++)); do NODES+=("$TPU_NAME-$i"); done
+  SLICES=("--config.mesh.dcn_data=$NUM_SLICES")
 else
   NODES=("$TPU_NAME")
+  SLICES=()
 fi
 
 # The slice in one word: absent, waiting, ready, gone (preempted or failed).
@@ -192,7 +194,7 @@ setup() {
 start() {
   local command
   command="$(quote env VO3_PROCESSES=auto "JAX_COMPILATION_CACHE_DIR=$COMPILATION_CACHE" ../vo3-venv/bin/python -m "$MODULE" \
-    "--config=$CONFIG" "--workdir=$WORKDIR" "${FLAGS[@]}")"
+    "--config=$CONFIG" "--workdir=$WORKDIR" "${SLICES[@]}" "${FLAGS[@]}")"
   # The exit code is left in a file: what started it is gone by then.
   on_all "cd vo3-src && rm -f ../vo3.rc && (setsid bash -c $(quote "trap : TERM; $command >../vo3.log 2>&1; echo \$? >../vo3.rc") </dev/null >/dev/null 2>&1 & echo \$! >../vo3.pid)"
 }

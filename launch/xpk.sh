@@ -43,6 +43,9 @@ check_needs
 need_commands xpk kubectl
 
 NUM_SLICES="${NUM_SLICES:-1}"
+[[ "$NUM_SLICES" =~ ^[1-9][0-9]*$ ]] || die "NUM_SLICES=$NUM_SLICES is no number above 0"
+SLICES=()
+((NUM_SLICES > 1)) && SLICES=("--config.mesh.dcn_data=$NUM_SLICES")
 MODULE="${MODULE:-vo3.train.sft}"
 if [[ -n "${IMAGE:-}" ]]; then
   image=(--docker-image="$IMAGE")
@@ -54,4 +57,4 @@ fi
 run xpk workload create --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --workload="$WORKLOAD" --tpu-type="$TPU_TYPE" \
   --num-slices="$NUM_SLICES" --priority="${PRIORITY:-medium}" --max-restarts="${MAX_RESTARTS:-100}" "${image[@]}" \
   --env=VO3_PROCESSES=auto --env="JAX_COMPILATION_CACHE_DIR=${COMPILATION_CACHE:-$WORKDIR/cache}" \
-  --command="$(quote python -m "$MODULE" "--config=$CONFIG" "--workdir=$WORKDIR" "${FLAGS[@]}")"
+  --command="$(quote python -m "$MODULE" "--config=$CONFIG" "--workdir=$WORKDIR" "${SLICES[@]}" "${FLAGS[@]}")"

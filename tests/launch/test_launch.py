@@ -115,6 +115,8 @@ def test_several_slices_are_asked_for_together():
     done = run("tpu_vm.sh", "up", "--dry-run", env={**TPU, "NUM_SLICES": "2"})
     assert "--node-count=2 --node-prefix=run1" in done.stdout
     assert "ssh run1-0" in done.stdout and "ssh run1-1" in done.stdout
+    assert done.stdout.count("--config.mesh.dcn_data=2") == 2
+    assert "dcn_data" not in run("tpu_vm.sh", "up", "--dry-run", env=TPU).stdout
     refused = run("tpu_vm.sh", "create", "--dry-run", env={**TPU, "NUM_SLICES": "2", "QUEUED": "0"})
     assert refused.returncode == 2 and "needs QUEUED=1" in refused.stderr
 
@@ -234,7 +236,8 @@ def test_the_manifest_is_yaml_with_every_value_in_its_place(capsys):
     container = pod["containers"][0]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert container["command"] == [
-        "python", "-m", "vo3.train.sft", "--config=configs/sft_stage1.py", "--workdir=gs://bucket/stage1", flag,
+        "python", "-m", "vo3.train.sft", "--config=configs/sft_stage1.py", "--workdir=gs://bucket/stage1",
+        "--config.mesh.dcn_data=2", flag,
     ]  # fmt: skip
     env = {e["name"]: e["value"] for e in container["env"]}
     assert env == {"VO3_PROCESSES": "auto", "JAX_COMPILATION_CACHE_DIR": "gs://bucket/stage1/cache"}
@@ -306,6 +309,13 @@ def test_xpk_is_given_one_workload():
     base = {**XPK, "BASE_IMAGE": "b"}
     del base["IMAGE"]
     assert "--base-docker-image=b --script-dir=" in run("xpk.sh", "--dry-run", env=base).stdout
+
+
+def test_xpk_tells_the_trainer_how_many_slices_there_are():
+    two = run("xpk.sh", "--dry-run", env={**XPK, "NUM_SLICES": "2"}).stdout
+    assert "--num-slices=2" in two and "--config.mesh.dcn_data=2" in two
+    refused = run("xpk.sh", "--dry-run", env={**XPK, "NUM_SLICES": "two"})
+    assert refused.returncode == 2 and "no number above 0" in refused.stderr
 
 
 # ---------------------------------------------------------------- local processes

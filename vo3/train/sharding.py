@@ -32,20 +32,26 @@ def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[Any] | None =
       devices: to use; None: all. Devices of a topology that is not there are fine.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices, or mesh.dcn_data is not the number of their slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(config, len(devices))
     shape = tuple(sizes[axis] for axis in AXES)
     if devices[0].platform != "tpu":
         return Mesh(np.asarray(devices).reshape(shape), AXES)
-    if sizes["dcn_data"] > 1:
-        slow = (sizes["dcn_data"], 1, 1, 1, 1)
-        array = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), slow, devices=devices)
-    else:
-        array = mesh_utils.create_device_mesh(
-            shape, devices=devices, allow_split_physical_axes=True
+    # Devices of a topology that is one slice do not number it.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes["dcn_data"] != slices:
+        raise ConfigError(
+            f"mesh.dcn_data={sizes['dcn_data']}, but the {len(devices)} devices form {slices} slices; set "
+            f"--config.mesh.dcn_data={slices}"
         )
+    split = {"devices": devices, "allow_split_physical_axes": True}
+    if slices > 1:
+        slow = (slices, 1, 1, 1, 1)
+        array = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), slow, **split)
+    else:
+        array = mesh_utils.create_device_mesh(shape, **split)
     return Mesh(array, AXES)
 
 

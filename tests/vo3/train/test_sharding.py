@@ -84,6 +84,23 @@ def test_rows_made_by_each_process_need_rows_of_its_own():
         rl_compile_check.check(c.override(c.load("configs/rl.py"), **{"mesh.tensor": 4}), "v6e:4x4")
 
 
+@needs_libtpu
+def test_slices_are_an_axis_whatever_lies_within_them():
+    mesh = mesh_of("v6e:8x8", slices=2, tensor=2)
+    assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+    assert sharding.row_groups(mesh)[1] == 32
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("said", "there"), [(1, 2), (2, 1)])
+def test_another_number_of_slices_than_there_is_ends_in_one_line(said, there):
+    config = c.override(c.load("configs/sft_stage1.py"), **{"mesh.dcn_data": said})
+    with pytest.raises(
+        ConfigError, match=rf"form {there} slices; set --config\.mesh\.dcn_data={there}"
+    ):
+        sharding.make_mesh(config, cc.devices_of(topology("v5e:2x2"), there))
+
+
 # ---------------------------------------------------------------- what no slice of today has
 
 
