@@ -14,7 +14,7 @@ import httpx
 import pytest
 from serve_fakes import ScriptedEngine, ask
 
-from vo3.serve.connections import Connection
+from vo3.serve.connections import Connection, Seen
 from vo3.serve.errors import ApiError
 from vo3.serve.settings import Limits
 from vo3.serve.uploads import Uploads
@@ -84,6 +84,56 @@ def test_a_client_that_reads_nothing_holds_its_place_no_longer_than_others(serve
         if time.monotonic() < began + 3:  # else this machine has had no time for it
             assert (got.status_code, got.json()["error"]["code"]) == (429, "requests_busy")
         wait_for(lambda: httpx.post(url + PATH, json=ask(text="x" * 8000)).status_code == 200)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_the_connection_of_a_client_that_reads_nothing_is_ended(serve, stream):
+    """With its answer, which will not be read: closing would wait for that."""
+    ended: list[int] = []
+
+    class Hasty(Connection):
+        idle_s = 0.3
+
+        def connection_lost(self, exc):
+            super().connection_lost(exc)
+            ended.append(self.client[1])
+
+    engine = ScriptedEngine()
+    wire = {"send_buffer": 4096, "connection": Hasty}
+    url = serve(engine, limits={"request_s": 1.0}, wire=wire)
+    body = json.dumps(ask(text="x" * 30_000, stream=stream, vo3={"events": "html"})).encode()
+    with connected(url) as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        stuck.sendall(head.encode() + body)
+        wait_for(lambda: stuck.getsockname()[1] in ended)
+    assert engine.jobs and httpx.get(url + "/health").json()["running"] == 0
+
+
+_A, _B = object(), object()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "stuck"),
+    [
+        # The handler waits all the time: what is queued can become less alone.
+        (Seen(_A, False, True, 0, 90_000), Seen(_A, False, True, 0, 90_000), True),
+        (Seen(_A, False, True, 0, 90_000), Seen(_A, False, True, 0, 89_500), True),
+        (Seen(_A, False, True, 0, 90_000), Seen(_A, False, True, 0, 70_000), False),
+        # It went on in between, so the client has read.
+        (Seen(_A, False, True, 0, 90_000), Seen(_A, False, True, 1, 95_000), False),
+        # It is still at work: it may have written what the client has read.
+        (Seen(_A, False, False, 0, 900), Seen(_A, False, False, 0, 900), False),
+        (Seen(_A, False, False, 0, 900), Seen(_A, True, False, 0, 900), False),
+        # All is written.
+        (Seen(_A, True, False, 0, 900), Seen(_A, True, False, 0, 900), True),
+        (Seen(_A, True, False, 0, 900), Seen(_B, True, False, 0, 900), False),
+        (Seen(_A, True, False, 0, 900), Seen(_A, True, False, 0, 0), False),
+        (Seen(None, True, False, 0, 0), Seen(None, True, False, 0, 0), False),
+    ],
+)
+def test_which_clients_are_given_up(before, now, stuck):
+    assert now.is_stuck(before, 10.0) == stuck
 
 
 def test_a_connection_that_asks_for_nothing_is_ended(serve):
