@@ -1,6 +1,6 @@
 """Checkpoints of a run (Orbax): what they hold, how they are written and found again, export to Hugging Face.
 
-    WORKDIR/config.json           the resolved configuration
+    WORKDIR/config.json           the resolved configuration; see `workdir`
     WORKDIR/frozen/               parameters that are not trained, written once
     WORKDIR/checkpoints/STEP/     state (parameters, optimiser, step, key, running norm) and position (plan, mesh, config)
     WORKDIR/damaged/STEP-N/       a checkpoint that could not be read, and in STEP-N.txt why
@@ -15,14 +15,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -33,18 +31,10 @@ from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.models.safetensors_io import CheckpointError
 from vo3.train import config as config_lib
 from vo3.train import lora, processes
+from vo3.train import workdir as workdir_lib
 from vo3.train.gather import gather
 from vo3.train.sharding import replicated
 from vo3.train.state import Params, Trainable, TrainState, architecture, fit
-
-CONFIG = "config.json"
-# Keys that may differ when a run goes on: they change what is seen of it, not what it computes.
-FREE = (
-    r"^(log|checkpoint|mesh|sharding)\.",
-    r"^data\.(workers|clip_cache|clip_cache_bytes|time_limit|reject_limit|videos|rows)$",
-    r"^(compilation_cache|on_nan|spike_factor|scan_unroll|remat)$",
-    r"^rl\.(trajectories_every|alarms|rollout\.(tensor|slots|lanes|workers))$",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,40 +245,6 @@ class Checkpoints:
         self._manager.reload()
 
 
-# ---------------------------------------------------------------- the workdir's configuration
-
-
-def claim(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> None:
-    """Writes the resolved configuration into the workdir, or checks that the run which is there has the same.
-
-    Raises:
-      ConfigError: the workdir belongs to a run with other values of keys that change the result.
-    """
-    import re
-
-    file = epath.Path(workdir) / CONFIG
-    new = json.loads(json.dumps(config_lib.flatten(config)))
-    if file.exists():
-        try:
-            old = json.loads(file.read_text())
-        except ValueError:  # killed while it was written: nothing came after it
-            old = new
-        differ = [
-            key
-            for key in sorted(set(old) | set(new))
-            if old.get(key) != new.get(key) and not any(re.search(p, key) for p in FREE)
-        ]
-        if differ:
-            told = ", ".join(f"{k}={old.get(k)!r}, now {new.get(k)!r}" for k in differ[:5])
-            raise config_lib.ConfigError(
-                f"{workdir} belongs to a run of another configuration ({told}); use another workdir, or the same values"
-            )
-    processes.barrier("config checked")
-    if processes.first():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(new, indent=1) + "\n")
-
-
 # ---------------------------------------------------------------- reading a finished run
 
 
@@ -297,18 +253,20 @@ def read_params(workdir: epath.PathLike, shapes: dict[str, jax.ShapeDtypeStruct]
 
     Raises:
       FileNotFoundError: the run has no checkpoint.
+      CheckpointError: its configuration cannot be read.
       ConfigError: it is of another architecture.
     """
     workdir = epath.Path(workdir)
-    root = _absolute(workdir / "checkpoints")
-    steps = ocp.utils.checkpoint_steps(root) if root.exists() else []
+    steps = workdir_lib.steps(workdir)
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {workdir}; train that stage first")
     where = {n: s.sharding for n, s in shapes.items()}
-    params = _read(root / str(max(steps)) / "state", where, inside="params")
+    params = _read(
+        _absolute(workdir / "checkpoints" / str(max(steps)) / "state"), where, inside="params"
+    )
     if (workdir / "frozen").exists():
         params |= _read(_absolute(workdir / "frozen"), where)
-    old = json.loads((workdir / CONFIG).read_text()) if (workdir / CONFIG).exists() else {}
+    old = workdir_lib.stored(workdir) or {}
     if old.get("lora.rank"):
         merge = functools.partial(
             lora.merge_adapters, rank=old["lora.rank"], alpha=old["lora.alpha"]
@@ -372,14 +330,17 @@ def load_run(workdir: epath.PathLike, *, dtype: Any = None) -> Qwen2_5_VL:
       dtype: of weights and computation; None: f32.
 
     Raises:
-      CheckpointError: no run's workdir, or one without a checkpoint.
+      CheckpointError: no run's workdir, one without a checkpoint, or a configuration that cannot be read.
     """
     from vo3.models import loading
 
     workdir, dtype = epath.Path(workdir), jnp.dtype(dtype or jnp.float32)
-    if not (workdir / CONFIG).exists():
-        raise CheckpointError(f"{workdir} has no {CONFIG}; give the workdir of a training run")
-    name = json.loads((workdir / CONFIG).read_text())["model"]
+    stored = workdir_lib.stored(workdir)
+    if stored is None:
+        raise CheckpointError(
+            f"{workdir} has no {workdir_lib.CONFIG}; give the workdir of a training run"
+        )
+    name = stored["model"]
     config = config_lib.override(config_lib.defaults(), model=name, remat="none")
     graph, shapes = hf_io.abstract(architecture(config), dtype=dtype, param_dtype=dtype)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -62,6 +62,7 @@ from vo3.train.scoring import ScoredGroup, kept, with_reward
 from vo3.train.sft import Result, TrainingFault, quiet, start
 from vo3.train.state import Params, Trainable, TrainState, trainable
 from vo3.train.step import FAULTS
+from vo3.train.workdir import claim
 from vo3.trajectory import Task
 
 
@@ -131,7 +132,7 @@ def train(
     workdir.mkdir(parents=True, exist_ok=True)
     prompts = parts.prompts or make_prompts(config, workdir)
     config = rl_config.resolve(config, devices=len(devices), prompts=prompts.per_epoch)
-    ckpt.claim(workdir, config)
+    claim(workdir, config)
     mesh = sharding.make_mesh(config, devices)
     run = trainable(rl_config.for_optimizer(config), mesh, model=parts.model)
     if processes.first():

@@ -30,6 +30,7 @@ from vo3.train.feed import Ahead, ClueWorldFeed, Feed, MicroBatch
 from vo3.train.metrics import Log, Meter, Profile, Work
 from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
 from vo3.train.step import FAULTS, Metrics, Programs
+from vo3.train.workdir import claim
 
 
 class TrainingFault(RuntimeError):
@@ -86,7 +87,7 @@ def train(
     mesh = sharding.make_mesh(config, devices)
     feed = feed or make_feed(config, mesh, workdir)
     config = _resolved(config, len(devices), feed)
-    ckpt.claim(workdir, config)
+    claim(workdir, config)
     run = trainable(config, mesh, model=model)
     if processes.first():
         logging.info("configuration:\n%s", config_lib.to_text(config))
