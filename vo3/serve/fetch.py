@@ -149,6 +149,8 @@ class _Pinned(http.client.HTTPConnection):
     """
 
     def __init__(self, url: Url, addresses: Sequence[str], timeout_s: float):
+        # Of the scheme: `Host` names a port only where it is another, as servers of several names expect it.
+        self.default_port = _PORTS["https" if url.secure else "http"]
         super().__init__(url.host, url.port, timeout=min(timeout_s, 30.0))
         self._url, self._addresses = url, addresses
         self.late = False

@@ -300,6 +300,39 @@ def test_an_allowed_host_is_fetched_from(web):
     assert opened(web + "/a.mp4?x=1%202", [allowed(web)]).duration == 120
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://films.example/a.mp4", "films.example"),
+        ("https://films.example:443/a.mp4", "films.example"),
+        ("https://films.example:8443/a.mp4", "films.example:8443"),
+        ("https://films.example:80/a.mp4", "films.example:80"),
+        ("http://films.example/a.mp4", "films.example"),
+        ("http://films.example:443/a.mp4", "films.example:443"),
+        ("https://[2606:4700::1111]/a.mp4", "[2606:4700::1111]"),
+    ],
+)
+def test_a_host_is_called_by_its_name_without_the_schemes_own_port(monkeypatch, url, host):
+    """What is sent after TLS has begun, which stands aside here."""
+    ours, theirs = socket.socketpair()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
+
+    class Context:
+        def wrap_socket(self, sock, server_hostname):
+            return sock
+
+    monkeypatch.setattr(fetch.ssl, "create_default_context", Context)
+    monkeypatch.setattr(fetch, "_resolve", lambda url: ["203.0.113.1"])
+    monkeypatch.setattr(socket, "create_connection", lambda *_: ours)
+    with contextlib.closing(theirs):
+        theirs.sendall(answer)
+        hosts = {host_of(urllib.parse.urlsplit(url).netloc)}
+        found = fetch.check(url, hosts, param="x")
+        os.unlink(fetch.download(found, limit=10, timeout_s=5))
+        sent = theirs.recv(4096).decode()
+    assert f"\r\nHost: {host}\r\n" in sent
+
+
 def test_a_host_is_fetched_from_at_the_port_that_is_allowed_alone(web):
     """Who may name a host may not knock at all of its doors."""
     for url in (web + "/a.mp4", "https://127.0.0.1:80/a.mp4", "http://127.0.0.1:443/a.mp4"):
