@@ -2,8 +2,8 @@
 
     python -m vo3.train.rl_compile_check --config=configs/rl.py --topology=v5p:2x2x4 [--config.rl.rollout.tensor=1 ...]
 
-As `vo3.train.compile_check`: nothing runs, memory is what the compiler assigned. While rollouts are made a device holds the trainer's state too;
-while the policy is updated the rollout's weights and caches are gone. Exit code 1 when one of the programs does not fit.
+As `vo3.train.compile_check`: nothing runs, memory is what the compiler assigned. While rollouts are made a device holds the trainer's state too,
+the reference of `rl.kl`, and the caches of every lane; while the policy is updated the rollout's weights and caches are gone. Exit code 1 when one of the programs does not fit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RLReport:
       chip: of the slice.
       mesh: of the trainer.
       sets, tensor: sets of devices of a process that roll out, devices that share the weights.
-      cache: bytes of the key-value caches on a device, at the largest buckets.
+      cache: bytes of the key-value caches of all lanes on a device, at the largest buckets.
       parts: the programs.
     """
 
@@ -109,11 +109,16 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
     )
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     partial = jax.tree.map(place, partial, where)
-    reference = {n: place(s, s.sharding) for n, s in state.params.items()} if config.rl.kl else None
+    reference = None
+    if config.rl.kl:
+        # As `Updater` keeps it: in the dtype of the computation.
+        cast = lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=x.sharding)
+        reference = {name: cast(x) for name, x in state.params.items()}
     publish = Publisher(run)
-    groups = config.rl.rollout.slots // config.rl.rollout.lanes * publish.sets
+    lanes = config.rl.rollout.lanes
+    groups = config.rl.rollout.slots // lanes * publish.sets
     sizes = rl_config.buckets(config).limit(config.rl.rollout.max_length)
-    trainer = base.device_bytes((state, frozen))
+    beside = base.device_bytes((state, frozen, reference))
     with tuning.target(tuning.DEVICE_KINDS[devices[0].device_kind]):
         name = f"update, rows of {shape.tokens:,} tokens and {shape.patches:,} patches"
         batch = abstract_rows(run, shape)
@@ -124,15 +129,19 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
             "tokens": sizes.tokens[-1], "prefix": sizes.prefix[-1], "suffix": sizes.suffix[-1],
         }  # fmt: skip
         told = ", ".join(f"{key} {size:,}" for key, size in largest.items())
+        room = {"prefix": largest["prefix"], "suffix": largest["suffix"]}
+        cache = rollout.cache_bytes(**room)
         for name, lowered in rollout.lowered(**largest, features=sizes.features).items():
-            parts.append(compiled(f"{name}, {told}", lowered, resident=trainer))
-    cache = rollout.cache_bytes(prefix=largest["prefix"], suffix=largest["suffix"])
+            # Of the lane that runs, a prompt is given the prefixes alone.
+            given = {**room, "suffix": 0} if name == "prompt" else room
+            waiting = lanes * cache - rollout.cache_bytes(**given)
+            parts.append(compiled(f"{name}, {told}", lowered, resident=beside + waiting))
     return RLReport(
         slice_.chip,
         dict(mesh.shape),
         publish.sets,
         publish.mesh.shape["tensor"],
-        float(cache),
+        float(lanes * cache),
         tuple(parts),
     )
 
