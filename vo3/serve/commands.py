@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
     add_arg(
         "--dialect", metavar="NAME", help="how it calls its tool; default: the checkpoint's own"
     )
+    add_arg("--prompt-pack", metavar="NAME|PATH", help="the wording; default: the checkpoint's own, else the dialect's")  # fmt: skip
     add_arg("--mesh", metavar="AXIS=N,...", help="spread the model over devices, as in training: data, fsdp, tensor, context")  # fmt: skip
     add_arg("--warm-up", action="store_true", help="compile everything before the first question")
 

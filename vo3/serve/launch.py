@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 
+from vo3.chat import PromptPack
 from vo3.rollout import GroupBuckets, GroupEngine, RolloutPolicy, Sampling
 from vo3.rollout.setting import own_crop, own_dialect
 from vo3.serve.app import make_app
@@ -32,14 +33,16 @@ def run(args: argparse.Namespace, listener: socket.socket) -> int:
     """
     settings = settings_of(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s")
+    pack = pack_of(args)  # before a model is loaded, which may take minutes
     model = load(args)
-    engine = engine_of(model, args, settings.limits)
+    engine = engine_of(model, args, settings.limits, pack)
     if args.warm_up:
         warm_up(engine)
     host, port = listener.getsockname()[:2]
     if not settings.keys and not is_loopback(args.host):
         warn(f"anybody who reaches {host} may ask: no key is set; set VO3_API_KEY or --key-file")
     shown = f"[{host}]" if ":" in host else host
+    warn(f"asks in the words of the prompt pack {engine.pack.name}")
     warn(f"{settings.model} on http://{shown}:{port}")
     app = make_app(
         desk_of(engine, settings, own_crop(model, engine.policy.dialect), args.temperature),
@@ -102,6 +105,20 @@ def host_of(text: str) -> str:
     return host if port is None else f"{host}:{port}"
 
 
+def pack_of(args: argparse.Namespace) -> PromptPack | None:
+    """The wording that the arguments name, if they do.
+
+    Raises:
+      ServeError: there is no such pack.
+    """
+    if args.prompt_pack is None:
+        return None
+    try:
+        return PromptPack.load(args.prompt_pack)
+    except ValueError as error:
+        raise ServeError(f"--prompt-pack {args.prompt_pack}: {error}") from error
+
+
 def load(args: argparse.Namespace) -> Any:
     """The model, spread over the mesh if there is one.
 
@@ -145,8 +162,10 @@ def mesh_of(text: str) -> Any:
         raise ServeError(f"--mesh {text}: {error}") from error
 
 
-def engine_of(model: Any, args: argparse.Namespace, limits: Limits) -> GroupEngine:
-    """The engine: one rollout of each question, `slots` of them side by side.
+def engine_of(
+    model: Any, args: argparse.Namespace, limits: Limits, pack: PromptPack | None
+) -> GroupEngine:
+    """The engine: one rollout of each question, `slots` of them side by side, in the words of `pack` or (None) the model's own.
 
     Raises:
       ServeError: slots that the mesh cannot hold, or limits below 1.
@@ -159,6 +178,7 @@ def engine_of(model: Any, args: argparse.Namespace, limits: Limits) -> GroupEngi
         )
         return GroupEngine(
             model,
+            pack=pack,
             policy=policy,
             buckets=GroupBuckets(),
             slots=limits.slots,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import serve_fakes as fakes
 import vo3.models
 from vo3 import cli
 from vo3.agent import VideoAgent
+from vo3.chat import PromptPack
 from vo3.clueworld import tasks
 from vo3.clueworld.world import make_world
 from vo3.trajectory import Trajectory
@@ -65,6 +67,12 @@ def test_an_occupied_port(no_model, capsys):
     assert f"port {port} of 127.0.0.1 is taken" in error and "--port" in error
 
 
+def test_a_wording_that_is_not_there(no_model, tmp_path, capsys):
+    for name in ("none", str(tmp_path / "none.yaml")):
+        assert cli.main(["serve", "--port", "0", "--prompt-pack", name]) == 2
+        assert f"--prompt-pack {name}: no prompt pack at" in capsys.readouterr().err
+
+
 def test_keys_that_cannot_be_sent(no_model, tmp_path, capsys):
     for text, words in (("# none\n\n", "holds no key"), ("two words\n", "without spaces")):
         (tmp_path / "keys").write_text(text)
@@ -79,11 +87,14 @@ def test_missing_packages_are_named(no_model, monkeypatch, capsys):
 
 
 def test_it_serves_until_it_is_told_to_end(tmp_path, videos):
-    """The real command in a process of its own, with keys, a root and a mesh of four devices of eight: a question gets the answer of one device."""
+    """The real command in a process of its own, with keys, a root, a pack and a mesh of four devices of eight: a question gets the answer of one device."""
     (tmp_path / "keys").write_text("first\nsecond\n")
+    # Our own words under another name.
+    words = pathlib.Path(PromptPack.load("clueworld").source).read_text()
+    (tmp_path / "mine.yaml").write_text(words.replace("name: clueworld", "name: mine"))
     command = [
         sys.executable, "-m", "vo3.cli", "serve", "--port", "0", "--root", str(videos), "--key-file", str(tmp_path / "keys"),
-        "--mesh", "data=2,tensor=2", "--slots", "2",
+        "--mesh", "data=2,tensor=2", "--slots", "2", "--prompt-pack", str(tmp_path / "mine.yaml"),
     ]  # fmt: skip
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -106,6 +117,7 @@ def test_it_serves_until_it_is_told_to_end(tmp_path, videos):
             found = Trajectory.from_json(got.json()["vo3"]["trajectory"])
             alone = VideoAgent(vo3.models.load("clueworld")).ask(str(videos / "a.mp4"), question, max_turns=2)  # fmt: skip
             assert [turn.ids for turn in found.turns] == [turn.ids for turn in alone.turns]
+            assert (found.prompt_pack, alone.prompt_pack) == ("mine", "clueworld")
             assert found.calls and found.answer == alone.answer == str(card.digit)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) in (0, -signal.SIGTERM)
@@ -113,6 +125,7 @@ def test_it_serves_until_it_is_told_to_end(tmp_path, videos):
             process.kill()
         rest = process.stderr.read()
     assert "--mesh data=2,tensor=2 uses 4 of 8 devices" in said
+    assert "in the words of the prompt pack mine" in said
     assert "Traceback" not in rest and "second" not in rest and "req-" in rest
 
 
