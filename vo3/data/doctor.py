@@ -23,9 +23,11 @@ from vo3.data.clips import ClipRef, VideoShape, clip_refs
 from vo3.data.files import RowFiles
 from vo3.data.lengths import planned
 from vo3.data.rejects import RowError
-from vo3.data.seeker import RL_FRAME_FPS, rl_task, sft_trajectory
+from vo3.data.seeker import rl_task, sft_trajectory
 from vo3.trajectory import Observation
 from vo3.video import CropPolicy, VideoCrop, VideoError
+from vo3.video.folder import is_folder
+from vo3.video.source import plain_path
 
 # Containers round durations, and the last frame lasts as long as any: less than that is no difference.
 LENGTH_SLACK = 1.0  # seconds
@@ -232,8 +234,7 @@ def _read(row: Mapping[str, Any], index: int, name: str, videos: epath.PathLike 
     task = rl_task(row, name, videos=videos)
     clues = tuple((c.start, c.end) for c in task.target.clues if c.start < c.end)
     # A row for RL may name a folder of frames or the video that they are of.
-    frames = task.frame_fps or RL_FRAME_FPS
-    need = _Need(task.video, frames if _is_folder(task.video) else None, clues)
+    need = _Need(task.video, task.frame_fps if _is_folder(task.video) else None, clues)
     return _Row(index, task.id, _source((need,), task.target, videos), (need,))
 
 
@@ -266,7 +267,12 @@ def _shown(video: Video, videos: epath.PathLike | None) -> str:
 
 
 def _is_folder(video: Video) -> bool:
-    return not isinstance(video, str) or os.path.isdir(video)
+    if not isinstance(video, str):
+        return True
+    try:
+        return is_folder(plain_path(video))
+    except VideoError:  # opening it says what is wrong
+        return False
 
 
 def _open(

@@ -161,6 +161,17 @@ def test_the_end_of_a_good_video_decodes_however_few_its_frames(tmp_path, frames
     assert reason == "corrupt" and f"frame_{frames - 1}" in detail
 
 
+def test_folders_of_rl_rows_need_their_rate_as_in_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_frames(tmp_path / "frames", 40, size=(28, 28))
+    rows = [rl_row(video="frames"), rl_row(video="frames", frame_fps=None)]
+    found = diagnose(tmp_path, tmp_path, rows)
+    assert found.trainable == (0,)
+    assert "frame_fps" in only(found, "corrupt").detail
+    names = ["~/frames", f"file://{tmp_path}/frames"]
+    assert diagnose(tmp_path, None, [rl_row(video=name) for name in names]).trainable == (0, 1)
+
+
 @pytest.mark.parametrize(("seconds", "good"), [(20.0, True), (20.8, True), (22.0, False), (11.0, False)])  # fmt: skip
 def test_a_video_of_another_length_is_another_video(tmp_path, root, seconds, good):
     found = diagnose(tmp_path, root, [own("a", seconds=seconds)])
