@@ -147,7 +147,7 @@ def _stamp(video: Any) -> tuple | None:
         return None
     try:
         found = os.stat(video)
-    except OSError:  # not a local file; opening it says what is wrong
+    except (OSError, ValueError):  # not a local file; opening it says what is wrong
         return None
     return os.fspath(video), found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -120,6 +120,8 @@ def test_bad_videos(agent, tmp_path):
         with pytest.raises(VideoError) as caught:
             agent.ask(video, "What is it?")
         assert caught.value.remedy and video.name in str(caught.value)
+    with pytest.raises(VideoError, match="is not a path"):
+        agent.ask("a\0b.mp4", "What is it?")
 
 
 def test_a_question_longer_than_the_context(agent, mp4):

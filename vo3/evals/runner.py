@@ -37,6 +37,7 @@ from vo3.models.qwen2_5_vl.int8 import QwixMissing
 from vo3.models.safetensors_io import CheckpointError
 from vo3.rollout.setting import own_crop, own_dialect, own_pack
 from vo3.train.config import ConfigError, flatten, parse_flags
+from vo3.video.source import plain_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +166,12 @@ def run_job(
 
 
 def _hash(source: Any) -> str | None:
-    """The video's hash; None for a folder of frames, and for what cannot be read."""
+    """The video's hash; None for frames, and for what cannot be read: its answers say why."""
+    if not isinstance(source, str):
+        return None
     try:
-        return fingerprint.of_file(source) if isinstance(source, str) else None
-    except OSError:
+        return fingerprint.of_file(plain_path(source))
+    except Exception:  # object stores have errors of their own, and no answer may be lost to them
         return None
 
 

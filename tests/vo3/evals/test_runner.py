@@ -104,6 +104,23 @@ def test_every_video_is_opened_once_and_the_card_is_written(data, fake, tmp_path
     assert again == card
 
 
+def test_a_video_that_cannot_be_hashed_costs_no_answer(data, fake, tmp_path, monkeypatch):
+    """Object stores have errors of their own."""
+
+    of_file = runner.fingerprint.of_file
+
+    def failing(path):
+        if str(path).endswith(".mp4"):
+            raise RuntimeError("429: too many requests")
+        return of_file(path)
+
+    monkeypatch.setattr(runner.fingerprint, "of_file", failing)
+    (card,) = runner.evaluate(settings(data), tmp_path / "out")
+    assert card["score"]["total"] == 14
+    text = (tmp_path / "out" / "mlvu" / "tools" / "trajectories.jsonl").read_text()
+    assert all(Trajectory.loads(x).meta["video_hash"] is None for x in text.splitlines())
+
+
 @pytest.mark.parametrize("moment", [0, 1, 5, 13])
 def test_a_killed_run_goes_on_without_repeating_or_losing_a_question(moment, data, fake, tmp_path):
     (whole,) = runner.evaluate(settings(data), tmp_path / "whole")
