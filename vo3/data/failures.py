@@ -9,6 +9,9 @@ from collections.abc import Iterable
 
 from etils import epath
 
+# The kind of what another process that feeds the same rows could not read.
+ELSEWHERE = "elsewhere"
+
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
@@ -20,7 +23,7 @@ class Failure:
       id: the row's own id; "" when the row itself could not be read.
       video: what was being read.
       kind: a kind of `VideoError`; "row" (the source failed), "encode", "length" (it no longer fits the row that was planned for
-        it), "crash" (it ended the worker process, more than once), "error" (anything else).
+        it), "crash" (it ended the worker process, more than once), `ELSEWHERE`, "error" (anything else).
       message: in words.
     """
 
@@ -55,7 +58,7 @@ class FailureRecord:
         self._written: set[tuple[int, int]] = set()
         self.known: dict[tuple[int, int], Failure] = {}
         for path in sorted(folder.glob("failures-*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text().split("\n"):  # an error may quote U+2028: no `splitlines`
                 try:
                     failure = Failure(**json.loads(line))
                 except (ValueError, TypeError):  # the last line of a run that was killed

@@ -17,8 +17,9 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -27,7 +28,7 @@ from etils import epath
 
 from vo3.chat.tokens import Tokenizer
 from vo3.data.clip_cache import ClipCache
-from vo3.data.failures import Failure, FailureLimitError, FailureRecord
+from vo3.data.failures import ELSEWHERE, Failure, FailureLimitError, FailureRecord
 from vo3.data.feature_cache import FeatureCache
 from vo3.data.items import Encoding, ItemReader
 from vo3.data.plan import StepPlan
@@ -128,6 +129,7 @@ def make_loader(
     time_limit: float = 120.0,
     failure_limit: float = 0.1,
     failures: epath.PathLike | None = None,
+    failures_of: int | None = None,
 ) -> Loader:
     """An iterator over `LoadedStep`s from `start_step` on.
 
@@ -149,6 +151,8 @@ def make_loader(
       failure_limit: share of failed trajectories above which the run stops.
       failures: a folder where failures are written (one file per process). Those that stand there already for a step are
         not tried again, so that a run that is started again sees the same holes.
+      failures_of: number in the name of this process's file there; None: process_index. Processes of the same index need
+        numbers of their own, else they write over each other's.
 
     Raises:
       ValueError: numbers that do not fit each other.
@@ -170,7 +174,8 @@ def make_loader(
         feature_cache=feature_cache,
         time_limit=time_limit,
     )
-    record = FailureRecord(failures, process_index) if failures is not None else None
+    of = process_index if failures_of is None else failures_of
+    record = FailureRecord(failures, of) if failures is not None else None
     batches = Work(
         plan,
         reader,
@@ -212,6 +217,9 @@ class Loader(Iterator[LoadedStep]):
         self._elements: Any = None
         self._current: MicroBatches | None = None
         self._closed = False
+        self._counting = (
+            threading.Lock()
+        )  # `again` may be called beside the thread that takes steps
 
     def __next__(self) -> LoadedStep:
         if self._closed:
@@ -232,6 +240,28 @@ class Loader(Iterator[LoadedStep]):
         if self._elements is None:
             self._elements = self._begin()
             self._elements.start_prefetch()
+
+    def again(
+        self, plan: StepPlan, batch: int, made: MicroBatch, lost: Collection[int]
+    ) -> MicroBatch:
+        """A micro-batch once more, made here and now, without what another process that makes the same rows could not read.
+
+        Args:
+          plan: of the step.
+          batch: number of the micro-batch in it.
+          made: what was made of it; what failed then is not tried again.
+          lost: numbers of the trajectories to leave out.
+        """
+        known = {**self._batches.known, **{(f.step, f.number): f for f in made.failures}}
+        for number in lost:
+            message = "another process that feeds the same rows could not read it; its own file of failures says why"
+            other = Failure(plan.index, number, "", "", ELSEWHERE, message)
+            known.setdefault((plan.index, number), other)
+        element = dataclasses.replace(self._batches, known=known, marks=None).make(plan, batch)
+        failures = tuple(element["failures"])
+        before = {failure.number for failure in made.failures}
+        self._note(tuple(f for f in failures if f.number not in before))
+        return MicroBatch(Rows(**element["rows"]), failures)
 
     def close(self) -> None:
         """Ends the workers."""
@@ -325,14 +355,7 @@ class Loader(Iterator[LoadedStep]):
         counts = self.counts
         counts.trajectories += element["trajectories"]
         counts.cache.update(element["cache"])
-        counts.failures.update(failure.kind for failure in failures)
-        for failure in failures:
-            logging.warning(
-                "step %d: trajectory %d (%s) is left out, %s: %s",
-                failure.step, failure.number, failure.id, failure.kind, failure.message,
-            )  # fmt: skip
-        if self._record is not None:
-            self._record.add(failures)
+        self._note(failures)
         if counts.trajectories >= _JUDGE_FROM and counts.share > self._failure_limit:
             kinds = ", ".join(f"{kind} {n}" for kind, n in counts.failures.most_common())
             last = failures[-1].message if failures else ""
@@ -341,6 +364,18 @@ class Loader(Iterator[LoadedStep]):
                 f"than the limit of {100 * self._failure_limit:g} %. The last: {last}. Check that the videos and rows are "
                 "where they were, or raise the limit"
             )
+
+    def _note(self, failures: tuple[Failure, ...]) -> None:
+        for failure in failures:
+            logging.warning(
+                "step %d: trajectory %d (%s) is left out, %s: %s",
+                failure.step, failure.number, failure.id, failure.kind, failure.message,
+            )  # fmt: skip
+        with self._counting:
+            self.counts.failures.update(failure.kind for failure in failures)
+            if self._record is not None:
+                # What is written says why, so it is written where it happened.
+                self._record.add(f for f in failures if f.kind != ELSEWHERE)
 
 
 def _fits_shared_memory(size: int) -> bool:

@@ -59,7 +59,10 @@ class Work:
         place = self._place(self.first + index)
         if place is None:
             return {}
-        plan, batch = place
+        return self.make(*place)
+
+    def make(self, plan: StepPlan, batch: int) -> dict[str, Any]:
+        """This process's rows of a step's micro-batch of this number, and what was left out of them."""
         share = self.rows_per_batch // self.process_count
         begin = batch * self.rows_per_batch + self.process_index * share
         before = self._cache_counts()

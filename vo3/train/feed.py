@@ -29,6 +29,8 @@ class MicroBatch:
       batch: numpy; a `RowBatch` holds this process's rows, a `Batch` all rows.
       work: its share of the step's work, over all processes.
       names: what is in it, for people: ids or numbers of its trajectories.
+      settle: where several processes feed the same rows: to be called before the batch is used, by every process and at the same
+        place of its program order, so never on a thread beside it. Gives the micro-batch that they agree on; None: this one.
     """
 
     step: int
@@ -36,6 +38,7 @@ class MicroBatch:
     batch: Batch | RowBatch
     work: Work
     names: tuple[str, ...] = ()
+    settle: Callable[[], MicroBatch | None] | None = None
 
 
 class Feed(Protocol):

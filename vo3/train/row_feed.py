@@ -6,10 +6,13 @@ What is written on the way: `lengths-*.npz` beside the rows (in the workdir wher
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from absl import logging
@@ -21,7 +24,8 @@ from vo3.data.buckets import choose_buckets
 from vo3.data.clip_cache import ClipCache
 from vo3.data.items import Encoding
 from vo3.data.lengths import Lengths, stored_lengths
-from vo3.data.loader import make_loader
+from vo3.data.loader import Loader, make_loader
+from vo3.data.loader import MicroBatch as Loaded
 from vo3.data.plan import Plan, StepPlan
 from vo3.data.source import open_source
 from vo3.models import loading
@@ -31,6 +35,7 @@ from vo3.train.config import ConfigError
 from vo3.train.features import FrozenTower
 from vo3.train.feed import MicroBatch
 from vo3.train.metrics import Work
+from vo3.train.shared_rows import lost_by_group
 from vo3.train.state import Params, Trainable, architecture
 from vo3.video import CropPolicy
 
@@ -72,6 +77,8 @@ class RowFeed:
         rejects.check(data.reject_limit, where=str(self._workdir / "rejects.jsonl"))
         self._rows = data.rows_per_device * sharding.row_ways(mesh)
         self._group, self._groups = sharding.row_groups(mesh)
+        self._processes = sharding.process_groups(mesh)
+        self._shared = sharding.rows_shared(mesh)
         buckets = choose_buckets(
             lengths,
             programs=data.programs,
@@ -154,17 +161,37 @@ class RowFeed:
             time_limit=data.time_limit,
             failure_limit=data.reject_limit,
             failures=self._workdir / "failures",
+            failures_of=jax.process_index(),
         )
         with loader:
             for plan, batches in loader:
                 count = len(batches)
                 for i, one in enumerate(batches):
-                    last = i == count - 1
-                    work = self._work(plan) if last else Work()
-                    work += Work(failed=len(one.failures))
-                    names = tuple(f"trajectory {n}" for row in one.rows.numbers for n in row)
-                    rows = self._tower.fill(one.rows) if self._tower else one.rows
-                    yield MicroBatch(plan.index, last, RowBatch.of(rows), work, names)
+                    settle = None
+                    if self._shared:
+                        settle = functools.partial(self._settled, loader, plan, i, count, one)
+                    yield dataclasses.replace(self._micro(plan, i, count, one), settle=settle)
+
+    def _micro(self, plan: StepPlan, number: int, count: int, made: Loaded) -> MicroBatch:
+        last = number == count - 1
+        work = self._work(plan) if last else Work()
+        work += Work(failed=len(made.failures))
+        names = tuple(f"trajectory {n}" for row in made.rows.numbers for n in row)
+        rows = self._tower.fill(made.rows) if self._tower else made.rows
+        return MicroBatch(plan.index, last, RowBatch.of(rows), work, names)
+
+    def _settled(
+        self, loader: Loader, plan: StepPlan, number: int, count: int, made: Loaded
+    ) -> MicroBatch | None:
+        """See `MicroBatch.settle`."""
+        first = made
+        while True:
+            own = {failure.number for failure in made.failures}
+            lost, same = lost_by_group(own, self._processes)
+            if same:
+                return None if made is first else self._micro(plan, number, count, made)
+            if lost != own:  # reading the others again may lose more, hence in turns
+                made = loader.again(plan, number, made, lost)
 
     def _work(self, plan: StepPlan) -> Work:
         """Of the whole step, over all processes, as it was planned."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -140,7 +141,7 @@ def _loop(
         saved = done
         while done < config.steps:
             profile.before(done + 1)
-            hosts, state, metrics, waited = _step(programs, feed, state, frozen, items)
+            hosts, state, metrics, waited = _step(programs, feed, state, frozen, items, put)
             done += 1
             meter.add(sum((item.work for item in hosts), Work()), waited)
             profile.after(done)
@@ -167,7 +168,7 @@ def _loop(
 
 
 def _step(
-    programs: Programs, feed: Feed, state: TrainState, frozen: Params, items: Any
+    programs: Programs, feed: Feed, state: TrainState, frozen: Params, items: Any, put: Callable
 ) -> tuple[list[MicroBatch], TrainState, Metrics, float]:
     """One optimiser step: takes its micro-batches; returns them, the new state, the metrics on the host, and the seconds
     that were spent waiting for data.
@@ -179,6 +180,8 @@ def _step(
         begin = time.monotonic()
         host, batch = next(items)
         waited += time.monotonic() - begin
+        if host.settle is not None and (settled := host.settle()) is not None:
+            host, batch = settled, put(settled.batch)
         hosts.append(host)
         if feed.single:
             state, metrics = programs.update(state, frozen, batch)

@@ -16,6 +16,7 @@ from tiny_rows import PATCHES, TOKENS, config, document, rows
 
 from vo3.train import processes, sharding
 from vo3.train.feed import local_rows
+from vo3.train.shared_rows import lost_by_group
 
 
 @jax.jit
@@ -43,6 +44,15 @@ def main(folder: str) -> None:
         told["held"][name] = sorted(shards)
         told["ids"][name] = np.concatenate([shards[i] for i in sorted(shards)]).tolist()
         told["loss"][name] = float(loss(placed))
+    # One group of both: each lost something else, then the same, then nothing.
+    lost = ([{5, 3}, {8}], [{3}, {3}], [set(), set()])
+    told["lost"] = [
+        [sorted(found), same]
+        for each in lost
+        for found, same in [lost_by_group(each[jax.process_index()], {0: 0, 1: 0})]
+    ]
+    # Two groups: everybody takes another turn, but what others lost is not ours.
+    told["apart"] = sorted(lost_by_group(lost[0][jax.process_index()], {0: 0, 1: 1})[0])
     file = pathlib.Path(folder) / f"{jax.process_index()}.json"
     file.write_text(json.dumps(told))
 

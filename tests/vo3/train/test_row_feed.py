@@ -17,9 +17,10 @@ from tiny_rows import assert_close
 
 import vo3.models
 from configs import tiny
+from vo3.data.failures import Failure, FailureRecord
 from vo3.data.rejects import RejectLimitError
 from vo3.models import hf_io
-from vo3.train import sft
+from vo3.train import row_feed, sft
 from vo3.train.config import override, resolve
 from vo3.train.features import merged, trunk
 from vo3.train.pixels import normalize
@@ -118,6 +119,46 @@ def test_the_feed_deals_out_what_the_plan_says(rows, tmp_path):
     for a, b in zip(again, [m for m in micro if m.step == 1], strict=True):
         for x, y in zip(jax.tree.leaves(a.batch), jax.tree.leaves(b.batch), strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_processes_that_feed_the_same_rows_leave_out_what_any_of_them_lost(
+    rows, tmp_path, monkeypatch
+):
+    config = config_of(rows)
+    mesh = make_mesh(override(config, **{"mesh.fsdp": 1}), one_device())
+    plain = next(RowFeed(config, mesh, tmp_path / "plain").micro_batches(0, 1))
+    assert plain.settle is None  # nobody shares them
+    monkeypatch.setattr(row_feed.sharding, "rows_shared", lambda _: True)
+    feed = RowFeed(config, mesh, tmp_path / "shared")
+    first = int(plain.names[0].split()[1])
+    told, lost = [], {first}
+
+    def lost_by_group(own, groups):
+        """The other process lost the first trajectory."""
+        told.append(own)
+        assert groups == {0: 0}
+        return own | lost, own >= lost
+
+    monkeypatch.setattr(row_feed, "lost_by_group", lost_by_group)
+    made = next(feed.micro_batches(0, 1))
+    assert made.names == plain.names and not told  # asked when it is used, not when it is made
+    settled = made.settle()
+    assert told == [set(), lost]
+    assert settled.names == plain.names[1:] and settled.work.failed == 1
+    assert (settled.step, settled.last, settled.work.tokens) == (
+        made.step,
+        made.last,
+        made.work.tokens,
+    )
+    # As the feed of the process that lost it: its own failure.
+    monkeypatch.setattr(row_feed.sharding, "rows_shared", lambda _: False)
+    other = RowFeed(config, mesh, tmp_path / "other")
+    FailureRecord(tmp_path / "other" / "failures", 1).add([Failure(0, first, "", "", "error", "")])
+    theirs = next(other.micro_batches(0, 1))
+    for x, y in zip(jax.tree.leaves(settled.batch), jax.tree.leaves(theirs.batch), strict=True):
+        np.testing.assert_array_equal(x, y)
+    lost.clear()
+    assert made.settle() is None
 
 
 def test_positions_count_seconds_as_the_configuration_says(rows, tmp_path):

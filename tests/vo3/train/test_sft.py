@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -19,7 +20,8 @@ from vo3.models import hf_io
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.train import sft
 from vo3.train.config import ConfigError, override
-from vo3.train.feed import ClueWorldFeed
+from vo3.train.feed import ClueWorldFeed, MicroBatch
+from vo3.train.metrics import Work
 from vo3.train.sharding import make_mesh
 from vo3.train.state import initial_params, trainable
 
@@ -64,6 +66,21 @@ def test_the_log_tells_loss_and_speed(whole):
     assert {"seconds_per_step", "data_wait", "gradient_norm", "accuracy", "padding"} <= set(rows[0])
     assert 0 < rows[0]["padding"] < 1 and rows[-1]["eta"] == 0
     assert rows[1]["programs"] == rows[-1]["programs"] == 1
+
+
+def test_a_step_trains_on_what_processes_settled_on():
+    used = []
+    programs = types.SimpleNamespace(
+        update=lambda state, frozen, batch: (state, used.append(batch))
+    )
+    feed = types.SimpleNamespace(single=True)
+    settled = MicroBatch(0, True, "settled", Work())
+    for settle, expected in ((None, "placed"), (lambda: None, "placed"), (lambda: settled, "put settled")):  # fmt: skip
+        item = MicroBatch(0, True, "made", Work(), settle=settle)
+        put = lambda batch: f"put {batch}"
+        hosts, *_ = sft._step(programs, feed, None, {}, iter([(item, "placed")]), put)
+        assert used.pop() == expected
+        assert hosts == [settled if expected == "put settled" else item]
 
 
 def test_the_next_stage_starts_from_the_last_one(whole, tmp_path):

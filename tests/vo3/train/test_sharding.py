@@ -129,14 +129,16 @@ def test_rows_shared_in_part_or_unevenly_are_refused(processes):
 # ---------------------------------------------------------------- processes
 
 
-def test_interleaved_processes_train_on_the_same_rows(tmp_path):
-    """Two processes of two devices: in the order of their devices, and with every second place of the mesh each."""
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What two processes of two devices tell of the mesh in the order of their devices, and with every second place each."""
+    folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     made = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "row_processes.py"), str(tmp_path)],
+            [sys.executable, str(HERE / "row_processes.py"), str(folder)],
             env={
                 **os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -149,7 +151,10 @@ def test_interleaved_processes_train_on_the_same_rows(tmp_path):
     for process in made:
         output = process.communicate(timeout=300)[0]
         assert process.returncode == 0, output[-3000:]
-    found = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
+    return [json.loads((folder / f"{i}.json").read_text()) for i in range(2)]
+
+
+def test_interleaved_processes_train_on_the_same_rows(found):
     assert found[0]["held"] == {"ordered": [0, 1], "interleaved": [0, 2]}
     assert found[1]["held"] == {"ordered": [2, 3], "interleaved": [1, 3]}
     losses = [one["loss"] for one in found]
@@ -158,3 +163,9 @@ def test_interleaved_processes_train_on_the_same_rows(tmp_path):
     # The rows of process 0 stand first in both orders, in places that are its own.
     for i, one in enumerate(found):
         assert one["ids"]["interleaved"] == one["ids"]["ordered"], i
+
+
+def test_processes_that_share_rows_learn_what_the_others_lost(found):
+    for one in found:
+        assert one["lost"] == [[[3, 5, 8], False], [[3], True], [[], True]]
+    assert [one["apart"] for one in found] == [[3, 5], [8]]
