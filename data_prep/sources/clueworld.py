@@ -238,7 +238,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--videos", metavar="DIR", help="write the videos that are not there")
     parser.add_argument("--truth", metavar="FILE", help="write the world's own trajectories")
     args = parser.parse_args(argv)
-    rows = [Trajectory.loads(line) for line in epath.Path(args.rows).read_text().splitlines()]
+    rows = [
+        Trajectory.loads(line) for line in epath.Path(args.rows).read_text().split("\n") if line
+    ]
     cases = [case(row.task.id.removeprefix(f"{SOURCE}/")) for row in rows]
     if args.truth:
         own = (dataclasses.replace(truth(c), task=r.task) for c, r in zip(cases, rows, strict=True))

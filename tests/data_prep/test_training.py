@@ -23,9 +23,13 @@ def test_the_videos_and_the_truth_of_a_run_are_written(tmp_path, monkeypatch):
     filmed = []
     monkeypatch.setattr("vo3.clueworld.film.write_video", lambda world, path: filmed.append(path.name))  # fmt: skip
     rows = made(tmp_path, limit=8)
+    first, *others = rows.read_text().split("\n")
+    first = first.replace('"meta": {', '"meta": {"note": "a line\u2028of another kind", ')
+    assert "\u2028" in first  # a teacher may write one, and JSON leaves it as it is
+    rows.write_text("\n".join([first, *others]))
     truth = tmp_path / "truth.jsonl"
     assert clueworld.main([str(rows), "--videos", str(tmp_path / "v"), "--truth", str(truth)]) == 0
-    pairs = [[Trajectory.loads(t) for t in p.read_text().splitlines()] for p in (rows, truth)]
+    pairs = [[Trajectory.loads(t) for t in p.read_text().split("\n") if t] for p in (rows, truth)]
     assert [t.turns for t in pairs[0]] == [t.turns for t in pairs[1]]
     assert [t.task for t in pairs[0]] == [t.task for t in pairs[1]]
     assert sorted(filmed) == sorted({t.task.video for t in pairs[0]}) and len(filmed) == 2

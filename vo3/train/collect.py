@@ -17,7 +17,6 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
@@ -252,32 +251,3 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self._seconds[self._name] += time.monotonic() - self._begin
-
-
-class Pending:
-    """Rollouts of a step that was interrupted before its update: WORKDIR/pending/PROCESS.jsonl.
-
-    The first line says which step they are of; they are used only if the run goes on right there.
-    """
-
-    def __init__(self, workdir: epath.PathLike):
-        self._file = epath.Path(workdir) / "pending" / f"{jax.process_index()}.jsonl"
-
-    def write(self, header: str, lines: Sequence[str]) -> None:
-        """Keeps them."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        part = self._file.with_name(f"{self._file.name}.part")
-        part.write_text("\n".join([header, *lines]) + "\n")
-        part.rename(self._file)
-
-    def read(self, header: str) -> list[Trajectory] | None:
-        """Those of this very step; None when there are none."""
-        if not self._file.exists():
-            return None
-        first, *lines = self._file.read_text().splitlines()
-        return [Trajectory.loads(line) for line in lines] if first == header else None
-
-    def drop(self) -> None:
-        """Forgets them."""
-        if self._file.exists():
-            self._file.unlink()

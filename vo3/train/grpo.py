@@ -48,11 +48,11 @@ from vo3.train.collect import (
     CollectError,
     Collector,
     GroupRoller,
-    Pending,
     Roller,
     gathered,
 )
 from vo3.train.metrics import Log, Profile
+from vo3.train.pending import Pending
 from vo3.train.policy_step import PolicyPrograms
 from vo3.train.policy_update import Update, Updater
 from vo3.train.prompts import Prompts, make_prompts, opener

@@ -33,7 +33,7 @@ from vo3.data import items as items_module
 from vo3.data import loader as loader_module
 from vo3.data.clip_cache import ClipCache
 from vo3.data.clips import ClipRef, with_refs
-from vo3.data.failures import FailureLimitError
+from vo3.data.failures import Failure, FailureLimitError, FailureRecord
 from vo3.data.items import Encoding
 from vo3.data.lengths import Lengths
 from vo3.data.loader import make_loader
@@ -291,6 +291,12 @@ def test_failures_are_remembered_by_the_run(source, tmp_path):
     # In another step, a later epoch say, it is tried again.
     ((_, (batch,)),) = all_of(load(source=source, start=3, stop=4, failures=tmp_path))
     assert batch.failures == ()
+
+
+def test_a_failure_may_quote_any_sign(tmp_path):
+    failure = Failure(2, 7, "row\u2028seven", "a\x85.mp4", "missing", "gone\u2029for good")
+    FailureRecord(tmp_path, 0).add([failure])
+    assert FailureRecord(tmp_path, 1).known == {(2, 7): failure}
 
 
 def test_the_clip_cache_gives_the_same_rows(source, whole, tmp_path):
