@@ -204,8 +204,9 @@ class GroupRoller:
             self.engine.update(model)
 
     def ahead(self, tasks: Sequence[Task]) -> None:
-        """Begins to read their videos."""
-        self.engine.open_ahead(tasks, self._open)
+        """Begins to read their videos; without an engine, as after rollouts that were kept, `roll` will."""
+        if self.engine is not None:
+            self.engine.open_ahead(tasks, self._open)
 
     def roll(self, tasks: Sequence[Task], *, seed: int) -> list[GroupRollout]:
         """The groups of the tasks, in order."""

@@ -20,9 +20,10 @@ from configs import rl_clueworld
 from vo3.clueworld.film import write_video
 from vo3.clueworld.world import FPS, Renderer, make_world
 from vo3.models import hf_io
+from vo3.rollout import Sampling
 from vo3.train import checkpoints, grpo
 from vo3.train.checkpoints import load_run
-from vo3.train.collect import CollectError
+from vo3.train.collect import CollectError, GroupRoller
 from vo3.train.config import ConfigError, load, override
 from vo3.train.prompts import FIRST_WORLD
 from vo3.trajectory import Trajectory
@@ -81,6 +82,45 @@ def test_a_run_that_goes_on_is_bitwise_the_uninterrupted_one(whole, tmp_path, st
     assert_same(again.params, result.params)
     # Between rollouts and update the rollouts are kept; after the update they are made.
     assert roller.asked == (["p3", "p4", "p5"] if stop == 1 else []) + ["p6", "p7"]
+
+
+class ScriptedEngine:
+    """What `GroupRoller` needs of the engine, around scripted rollouts; `said`: what it was asked to do."""
+
+    def __init__(self, said):
+        self.said, self._roller = said, FakeRoller(equal=["p1", "p4"])
+
+    def update(self, model):
+        self._roller.update(model)
+
+    def open_ahead(self, tasks, open_video):
+        self.said.append("ahead")
+
+    def run(self, tasks, open_video, *, sampling, seed):
+        self.said.append("run")
+        return self._roller.roll(tasks, seed=seed)
+
+    def close(self):
+        self.said.append("close")
+
+
+def real_roller(said):
+    def make(model):
+        engine = ScriptedEngine(said)
+        engine.update(model)
+        return engine
+
+    return GroupRoller(make, None, Sampling(temperature=1.0))
+
+
+def test_the_engines_roller_goes_on_from_kept_rollouts(whole, tmp_path):
+    """The step that was interrupted needs no engine, and the next one's videos are begun before there is one."""
+    result, _ = whole
+    assert run(tmp_path, roller=real_roller([]), stop_after=1.5).step == 1
+    said = []
+    again = run(tmp_path, roller=real_roller(said))
+    assert_same(again.params, result.params)
+    assert said[0] == "run" and again.finished
 
 
 @pytest.mark.soak
