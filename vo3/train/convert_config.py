@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from etils import epath
 
-from vo3.rewards import RewardPolicy
-from vo3.rollout.policy import RolloutPolicy
 from vo3.train import config as config_lib
+from vo3.train import rl_config
 from vo3.train.config import ConfigError
+from vo3.train.foreign_groups import TOGETHER
 from vo3.train.foreign_keys import LLAMA_FACTORY, VERL, VERL_SECTIONS, Rule
 
 
@@ -39,15 +39,13 @@ class Conversion:
 
     Attributes:
       kind: "LLaMA-Factory" or "verl".
-      changes: dotted key of our training config -> value, where it differs from the default.
-      policies: `RolloutPolicy.x`, `RewardPolicy.x` -> value, where it differs from the default.
+      changes: dotted key of our config (`vo3.train.config`; of verl `vo3.train.rl_config`) -> value, where it differs from the default.
       workdir: the original's output directory, for --workdir; empty if it names none.
       lines: the report, one a foreign key.
     """
 
     kind: str
     changes: dict[str, Any]
-    policies: dict[str, Any]
     workdir: str
     lines: tuple[Line, ...]
 
@@ -110,22 +108,22 @@ def convert(data: Mapping[str, Any], *, gpus: int | None = None) -> Conversion:
         changes |= made
         ours = ", ".join(f"{name}={value!r}" for name, value in made.items())
         lines.append(Line(key, given, ours, rule.why))
-    if not verl:
-        for keys, together in _TOGETHER.items():
-            try:
-                made = together(flat, gpus)
-            except ValueError as error:
-                faults.append(str(error))
-                continue
-            changes |= made
-            ours = ", ".join(f"{name}={value!r}" for name, value in made.items())
-            lines = [dataclasses.replace(x, ours=ours) if x.theirs in keys else x for x in lines]
-    elif flat.get("trainer.project_name") and changes.get("log.wandb"):
+    kind = "verl" if verl else "LLaMA-Factory"
+    for keys, together in TOGETHER[kind].items():
+        try:
+            made = together(flat, gpus)
+        except (TypeError, ValueError) as error:
+            faults.append(str(error))
+            continue
+        changes |= made
+        ours = ", ".join(f"{name}={value!r}" for name, value in made.items())
+        lines = [dataclasses.replace(x, ours=ours) if x.theirs in keys else x for x in lines]
+    if verl and flat.get("trainer.project_name") and changes.get("log.wandb"):
         changes["log.wandb"] = flat["trainer.project_name"]
     if faults:
         raise ConfigError("\n".join(faults))
     workdir = flat.get("trainer.default_local_dir" if verl else "output_dir") or ""
-    return _conversion("verl" if verl else "LLaMA-Factory", changes, str(workdir), lines)
+    return _conversion(kind, changes, str(workdir), lines)
 
 
 def _apply(key: str, rule: Rule, given: Any) -> dict[str, Any]:
@@ -141,21 +139,21 @@ def _apply(key: str, rule: Rule, given: Any) -> dict[str, Any]:
 
 
 def _conversion(kind: str, changes: dict[str, Any], workdir: str, lines: list[Line]) -> Conversion:
-    known = config_lib.flatten(config_lib.defaults())
-    policies = {"RolloutPolicy": RolloutPolicy("rl"), "RewardPolicy": RewardPolicy()}
-    ours, others = {}, {}
+    defaults = (rl_config if kind == "verl" else config_lib).defaults()
+    known = config_lib.flatten(defaults)
+    ours = {}
     for key, value in changes.items():
-        name, _, field = key.partition(".")
-        if name in policies:
-            if getattr(policies[name], field) != value:
-                others[key] = value
-        elif isinstance(value, list):
+        if isinstance(value, list):
             raise ConfigError(f"{key}: {len(value)} files; join them into one first")
-        elif known[key] != value:
+        if known[key] != value:
             # Whole numbers where the key holds a float, and the reverse of it.
             ours[key] = type(known[key])(value) if isinstance(known[key], int | float) else value
-    config_lib.validate(config_lib.override(config_lib.defaults(), **ours), needs_data=False)
-    return Conversion(kind, ours, others, workdir, tuple(lines))
+    if kind == "verl":
+        # The data may be named later, on the command line.
+        rl_config.validate(config_lib.override(defaults, **{"data.rows": "ROWS", **ours}))
+    else:
+        config_lib.validate(config_lib.override(defaults, **ours), needs_data=False)
+    return Conversion(kind, ours, workdir, tuple(lines))
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -169,82 +167,6 @@ def _flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# ---------------------------------------------------------------- keys that mean something together
-
-
-def _batch(flat: Mapping[str, Any], gpus: int | None) -> dict[str, Any]:
-    per_gpu = flat.get("per_device_train_batch_size")
-    if per_gpu is None:
-        return {}
-    if gpus is None:
-        raise ValueError(
-            "per_device_train_batch_size is that of one GPU; give --gpus N, those of the original run (32 for the published ones)"
-        )
-    steps = flat.get("gradient_accumulation_steps") or 1
-    return {"data.trajectories_per_step": int(per_gpu) * int(steps) * gpus}
-
-
-def _frozen(flat: Mapping[str, Any], _: int | None) -> dict[str, Any]:
-    # Their defaults: the tower and the projector are frozen, the language model is not.
-    frozen = {
-        r"^vision\.(?!merger\.)": flat.get("freeze_vision_tower", True),
-        r"^vision\.merger\.": flat.get("freeze_multi_modal_projector", True),
-        r"^(decoder|embed|unembedding)\.": flat.get("freeze_language_model", False),
-    }
-    if all(frozen.values()):
-        raise ValueError("freeze_*: everything is frozen")
-    return {"frozen": tuple(pattern for pattern, yes in frozen.items() if yes)}
-
-
-def _lora(flat: Mapping[str, Any], _: int | None) -> dict[str, Any]:
-    if flat.get("finetuning_type") != "lora":
-        return {}
-    rank = int(flat.get("lora_rank") or 8)
-    changes: dict[str, Any] = {
-        "lora.rank": rank,
-        "lora.alpha": float(flat.get("lora_alpha") or 2 * rank),
-    }
-    targets = flat.get("lora_target") or "all"
-    names = targets.split(",") if isinstance(targets, str) else list(targets)
-    table = {f"{n}_proj": n for n in ("q", "k", "v", "o", "gate", "up", "down")}
-    if names != ["all"]:
-        unknown = sorted({n.strip() for n in names} - set(table))
-        if unknown:
-            raise ValueError(
-                f"lora_target: {', '.join(unknown)}; all, or some of {', '.join(table)}"
-            )
-        chosen = "|".join(table[n.strip()] for n in names)
-        changes["lora.targets"] = rf"^decoder\..*\.({chosen})\.kernel$"
-    return changes
-
-
-def _tdam(flat: Mapping[str, Any], _: int | None) -> dict[str, Any]:
-    answer = bool(flat.get("mask_answer_from_first_video"))
-    calls = bool(flat.get("mask_grounding_from_other_videos"))
-    if answer != calls:
-        raise ValueError(
-            "mask_answer_from_first_video and mask_grounding_from_other_videos differ; a policy has both or neither"
-        )
-    if not answer:
-        return {}
-    return {"tdam.policy": "released", "tdam.mask_ratio": float(flat.get("mask_ratio", 0.1))}
-
-
-def _betas(flat: Mapping[str, Any], _: int | None) -> dict[str, Any]:
-    return {
-        "optim.betas": (float(flat.get("adam_beta1", 0.9)), float(flat.get("adam_beta2", 0.999)))
-    }
-
-
-_TOGETHER = {
-    ("per_device_train_batch_size", "gradient_accumulation_steps"): _batch,
-    ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"): _frozen,
-    ("finetuning_type", "lora_rank", "lora_alpha", "lora_target"): _lora,
-    ("mask_answer_from_first_video", "mask_grounding_from_other_videos", "mask_ratio"): _tdam,
-    ("adam_beta1", "adam_beta2"): _betas,
-}
-
-
 # ---------------------------------------------------------------- what is written
 
 
@@ -256,7 +178,6 @@ def report(conversion: Conversion) -> str:
         lines.append(
             f"{line.theirs}: {line.given!r}  ->  {here}" + (f"  ({line.why})" if line.why else "")
         )
-    lines += [f"{name}={value!r}" for name, value in conversion.policies.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -268,19 +189,21 @@ def source(conversion: Conversion, *, origin: str) -> str:
     """
     workdir = conversion.workdir or "WORKDIR"
     body = "".join(f"    config.{key} = {value!r}\n" for key, value in conversion.changes.items())
-    notes = "".join(f"    # {name} = {value!r}\n" for name, value in conversion.policies.items())
+    module, defaults = ("grpo", "rl_config") if conversion.kind == "verl" else ("sft", "config")
+    needed = ("data.rows", "data.videos")
+    flags = "".join(f"--config.{n}=PATH " for n in needed if n not in conversion.changes)
     return f'''"""Converted from {origin} ({conversion.kind}).
 
-python -m vo3.train.sft --config=THIS_FILE --workdir={workdir}
+python -m vo3.train.{module} --config=THIS_FILE {flags}--workdir={workdir}
 """
 
 import ml_collections
 
-from vo3.train.config import defaults
+from vo3.train.{defaults} import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """What differs from the defaults."""
     config = defaults()
-{body}{notes}    return config
+{body}    return config
 '''

@@ -1,5 +1,5 @@
 """What the keys of LLaMA-Factory's and verl's configuration files are called here: those of the published Video-o3 recipes and the
-commonest others. `convert_config` reads these tables.
+commonest others. `convert_config` reads these tables; keys that mean something together are in `foreign_groups`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Rule:
     """What becomes of a foreign key.
 
     Attributes:
-      ours: dotted keys of our config that take the value; fields of a policy are written `RolloutPolicy.max_turns`.
+      ours: dotted keys of our config that take the value: of `vo3.train.config`, for verl of `vo3.train.rl_config`.
       value: makes our value of theirs; None takes it as it is.
       only: the values that mean what we do; any other is refused. None accepts all.
       why: where the meaning went when `ours` is empty, or a remark.
@@ -77,7 +77,7 @@ LLAMA_FACTORY: Mapping[str, Rule] = {
     "flash_attn": _none("splash attention, TDAM included"),
     "enable_liger_kernel": _none("the loss is always computed in chunks (loss.chunk)"),
     "cache_dir": _none("nothing is downloaded"),
-    # TDAM; together, see _tdam
+    # TDAM; together, see foreign_groups
     "mask_answer_from_first_video": _none("tdam.policy"),
     "mask_grounding_from_other_videos": _none("tdam.policy"),
     "mask_ratio": _none("tdam.mask_ratio"),
@@ -133,7 +133,7 @@ LLAMA_FACTORY: Mapping[str, Rule] = {
     "save_only_model": _only(False, why="checkpoints hold all that resuming needs"),
     "report_to": Rule(("log.tensorboard", "log.wandb"), _reports),
     "run_name": _none("--workdir names the run"),
-    # training; the batch together, see _batch
+    # training; the batch together, see foreign_groups
     "per_device_train_batch_size": _none("data.trajectories_per_step"),
     "gradient_accumulation_steps": _none(
         "data.trajectories_per_step; how often rows accumulate follows"
@@ -171,16 +171,17 @@ LLAMA_FACTORY: Mapping[str, Rule] = {
 _ROLLOUT = "actor_rollout_ref.rollout."
 _ACTOR = "actor_rollout_ref.actor."
 _ENGINE = "the rollout engine is ours, on the trainer's chips; it needs no such setting"
-_KL = "no KL term and no reference model"
+_REFERENCE = "the reference model, where rl.kl is above 0, is scored as the policy is"
+_KL = "rl.kl is of the loss; the reward has no KL term"
 _CRITIC = "GRPO has no critic"
 _JUDGE = "rewards follow rules; no judge is asked while training"
 
 VERL: Mapping[str, Rule] = {
     "data.train_files": _set("data.rows"),
     "data.val_files": _none("evaluation is vo3.evals.runner"),
-    "data.train_batch_size": _set("data.trajectories_per_step", why="prompts of a step"),
-    "data.max_prompt_length": _none("RolloutPolicy.max_length holds the whole context"),
-    "data.max_response_length": _set("RolloutPolicy.max_new_tokens", why="of a turn"),
+    "data.train_batch_size": _set("rl.prompts_per_step"),
+    "data.max_prompt_length": _none("rl.rollout.max_length holds the whole context"),
+    "data.max_response_length": _set("rl.rollout.max_new_tokens", why="of a turn"),
     "data.system_prompt": _none("data.prompt_pack"),
     "data.tool_call": _only("crop", why="VideoCrop is the only tool"),
     "data.prompt_key": _none("read from the row"),
@@ -196,9 +197,9 @@ VERL: Mapping[str, Rule] = {
     "data.return_raw_chat": _none("sampled ids are kept, never encoded again"),
     "data.return_raw_input_ids": _none("sampled ids are kept, never encoded again"),
     "data.shuffle": _only(True, why="the plan is a seeded shuffle"),
-    "data.acc_reward_weight": _set("RewardPolicy.accuracy_weight", value=float),
-    "data.format_reward_weight": _set("RewardPolicy.format_weight", value=float),
-    "data.decay_penalty_weight": _set("RewardPolicy.decay", value=float),
+    "data.acc_reward_weight": _set("rl.reward.accuracy_weight", value=float),
+    "data.format_reward_weight": _set("rl.reward.format_weight", value=float),
+    "data.decay_penalty_weight": _set("rl.reward.decay", value=float),
     "data.use_tool_reward_weight": _only(0, 0.0, why="the bonus depends on the row's data_source"),
     "data.extract_answer_tags": _only("strict", why="the last <answer> of the last turn"),
     "data.general_qa_reward_fn": _none("the row's data_source selects the reward"),
@@ -216,38 +217,46 @@ VERL: Mapping[str, Rule] = {
     f"{_ACTOR}fsdp_config.param_offload": _only(False, why="weights stay on the chips"),
     f"{_ACTOR}fsdp_config.optimizer_offload": _only(False, why="the optimiser stays on the chips"),
     f"{_ACTOR}ulysses_sequence_parallel_size": _set("mesh.context"),
-    f"{_ACTOR}ppo_mini_batch_size": _none("one update per batch"),
-    f"{_ACTOR}ppo_micro_batch_size_per_gpu": _set("data.rows_per_device"),
-    f"{_ACTOR}ppo_epochs": _only(1, why="one update per batch"),
+    f"{_ACTOR}ppo_mini_batch_size": _none("rl.mini_batches, with data.train_batch_size"),
+    f"{_ACTOR}ppo_micro_batch_size_per_gpu": _none(
+        "rows of whole groups accumulate; rl.shapes bounds them"
+    ),
+    f"{_ACTOR}ppo_epochs": _set("rl.epochs"),
     f"{_ACTOR}grad_clip": _set("optim.clip", value=float),
     f"{_ACTOR}optim.lr": _set("optim.rate", value=float),
+    f"{_ACTOR}optim.weight_decay": _set("optim.weight_decay", value=float),
     f"{_ACTOR}optim.lr_warmup_steps_ratio": _set("optim.warmup", value=float),
     f"{_ACTOR}optim.warmup_style": _set(
         "optim.schedule", value=_one_of({"constant": "constant", "cosine": "cosine"})
     ),
-    f"{_ACTOR}clip_ratio": _none("clip_ratio_low and clip_ratio_high"),
-    f"{_ACTOR}clip_ratio_low": _only(0.2, why="of the GRPO loss"),
-    f"{_ACTOR}clip_ratio_high": _only(0.3, why="of the GRPO loss"),
-    f"{_ACTOR}use_kl_loss": _only(False, why=_KL),
-    f"{_ACTOR}kl_loss_coef": _none(_KL),
-    f"{_ACTOR}kl_loss_type": _none(_KL),
+    # Together, see foreign_groups.
+    f"{_ACTOR}clip_ratio": _none("rl.clip"),
+    f"{_ACTOR}clip_ratio_low": _none("rl.clip"),
+    f"{_ACTOR}clip_ratio_high": _none("rl.clip"),
+    f"{_ACTOR}use_kl_loss": _none("rl.kl"),
+    f"{_ACTOR}kl_loss_coef": _none("rl.kl"),
+    f"{_ACTOR}kl_loss_type": _none("rl.kl"),
     f"{_ACTOR}entropy_coeff": _only(0, 0.0, why="no entropy bonus"),
     f"{_ACTOR}ignore_exceed": _only(True, why="exceeded rollouts carry no loss"),
     f"{_ACTOR}ignore_void": _only(False, why="void rollouts keep their loss"),
     f"{_ACTOR}skip_overlong_prompt": _none("a prompt that does not fit is counted and named"),
     f"{_ACTOR}use_multi_turn_response_mask": _only(True, why="only sampled tokens carry loss"),
-    f"{_ACTOR}policy_loss.loss_mode": _only("normal", why="GRPO"),
-    f"{_ACTOR}policy_loss.loss_agg_mode": _only("token-mean", why="token mean per row"),
+    f"{_ACTOR}policy_loss.loss_mode": _none("rl.options"),
+    f"{_ACTOR}policy_loss.loss_agg_mode": _set(
+        "rl.aggregation",
+        value=_one_of(dict.fromkeys(("token-mean", "seq-mean-token-mean"), "seq-mean-token-mean")),
+        why="verl's token mean is of a micro-batch: with one rollout in each, the mean over rollouts of their token means",
+    ),
     f"{_ROLLOUT}name": _none(_ENGINE),
     f"{_ROLLOUT}mode": _none(_ENGINE),
-    f"{_ROLLOUT}n": _none("rollouts of a task; the group size of GRPO"),
-    f"{_ROLLOUT}temperature": _only(1, 1.0, why="rollouts are sampled from the policy itself"),
-    f"{_ROLLOUT}top_p": _only(1, 1.0, why="rollouts are sampled from the policy itself"),
-    f"{_ROLLOUT}top_k": _only(-1, why="rollouts are sampled from the policy itself"),
-    f"{_ROLLOUT}stop": _only(["</grounding>"], why="RolloutPolicy(mode='rl').stop"),
-    f"{_ROLLOUT}max_generation_round": _set("RolloutPolicy.max_turns"),
-    f"{_ROLLOUT}max_total_response_length": _set("RolloutPolicy.max_length"),
-    f"{_ROLLOUT}limit_mm_per_prompt.video": _set("RolloutPolicy.max_videos"),
+    f"{_ROLLOUT}n": _set("rl.group", why="rollouts of a prompt"),
+    f"{_ROLLOUT}temperature": _set("rl.rollout.temperature", value=float),
+    f"{_ROLLOUT}top_p": _set("rl.rollout.top_p", value=float),
+    f"{_ROLLOUT}top_k": _set("rl.rollout.top_k", value=lambda x: max(int(x), 0), why="0: all"),
+    f"{_ROLLOUT}stop": _only(["</grounding>"], why="where a turn of RL stops"),
+    f"{_ROLLOUT}max_generation_round": _set("rl.rollout.max_turns"),
+    f"{_ROLLOUT}max_total_response_length": _set("rl.rollout.max_length"),
+    f"{_ROLLOUT}limit_mm_per_prompt.video": _set("rl.rollout.max_videos"),
     f"{_ROLLOUT}limit_mm_per_prompt.image": _none("rows hold videos only"),
     f"{_ROLLOUT}val_max_generation_round": _none("evaluation is vo3.evals.runner"),
     f"{_ROLLOUT}val_limit_mm_per_prompt.video": _none("evaluation is vo3.evals.runner"),
@@ -288,12 +297,13 @@ VERL: Mapping[str, Rule] = {
             "disable_log_stats",
         )
     },
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": _none(_KL),
-    "actor_rollout_ref.ref.fsdp_config.param_offload": _none(_KL),
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": _none(_REFERENCE),
+    "actor_rollout_ref.ref.fsdp_config.param_offload": _none(_REFERENCE),
     "reward_model.enable": _only(False, why=_JUDGE),
     "reward_model.reward_manager": _none("rewards follow rules, in worker processes"),
     "algorithm.adv_estimator": _only("grpo", why="the only algorithm"),
-    "algorithm.norm_adv_by_std_in_grpo": _only(True, why="(r - mean) / (std + 1e-6)"),
+    "algorithm.norm_adv_by_std_in_grpo": _none("rl.options"),
+    "algorithm.use_kl_in_reward": _only(False, why=_KL),
     "algorithm.kl_ctrl.kl_coef": _none(_KL),
     "algorithm.kl_ctrl.type": _none(_KL),
     "algorithm.kl_penalty": _none(_KL),
@@ -314,8 +324,10 @@ VERL: Mapping[str, Rule] = {
     "trainer.logger": Rule(("log.tensorboard", "log.wandb"), _reports),
     "trainer.project_name": _none("log.wandb"),
     "trainer.experiment_name": _none("--workdir names the run"),
-    "trainer.log_training_rollouts_freq": _set("log.samples_every", value=lambda x: max(int(x), 0)),
-    "trainer.train_generations_to_log_to_wandb": _none("log.samples_every"),
+    "trainer.log_training_rollouts_freq": _set(
+        "rl.trajectories_every", value=lambda x: max(int(x), 0)
+    ),
+    "trainer.train_generations_to_log_to_wandb": _none("rl.trajectories_every"),
     "trainer.val_generations_to_log_to_wandb": _none("evaluation is vo3.evals.runner"),
     "trainer.n_gpus_per_node": _none("the slice"),
     "trainer.nnodes": _none("the slice"),

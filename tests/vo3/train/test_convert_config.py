@@ -8,10 +8,11 @@ from tests.gcs_fake import fake_gcs
 from vo3 import cli
 from vo3.train import config as c
 from vo3.train import convert_config as convert
+from vo3.train import rl_config
 from vo3.train.config import ConfigError
 from vo3.train.foreign_keys import LLAMA_FACTORY, VERL
 
-# Keys and values of the two published SFT files (facts, section 3); the paths are ours.
+# Keys and values of the two SFT files that Video-o3 publishes (arXiv 2601.23224); the paths are ours.
 STAGE_2 = {
     "model_name_or_path": "Qwen2.5-VL-7B-Instruct",
     "image_max_pixels": 262144,
@@ -142,7 +143,7 @@ def test_their_defaults_freeze_tower_and_projector():
     assert got["frozen"] == (r"^vision\.(?!merger\.)", r"^vision\.merger\.")
 
 
-# The RL recipe, as dotted overrides of its nested defaults (facts, section 5).
+# The RL recipe that Video-o3 publishes (arXiv 2601.23224), as overrides of its nested defaults.
 RL = {
     "algorithm": {"adv_estimator": "grpo", "kl_ctrl": {"kl_coef": 0.001}},
     "data": {
@@ -170,38 +171,58 @@ RL = {
 }  # fmt: skip
 
 
-def test_the_rl_recipe_is_the_default_of_our_policies():
+def written(conversion, folder):
+    """The config of the file that a conversion writes."""
+    out = folder / "mine.py"
+    out.write_text(convert.source(conversion, origin="rl.yaml"))
+    assert f"vo3.train.{'grpo' if conversion.kind == 'verl' else 'sft'} --config" in out.read_text()
+    return c.load(str(out))
+
+
+def test_the_rl_recipe_is_the_published_config(tmp_path):
     conversion = convert.convert(RL)
-    assert conversion.kind == "verl"
-    assert conversion.policies == {"RolloutPolicy.max_length": 32768}
-    got = configured(conversion)
-    assert (got["optim.rate"], got["optim.schedule"], got["optim.warmup"]) == (
-        1e-6,
-        "constant",
-        0.0,
-    )
-    assert (got["data.rows"], got["data.trajectories_per_step"], got["log.wandb"]) == (
-        "rl.json",
-        32,
-        "mine",
-    )
-    assert conversion.workdir == "out/rl"
+    assert (conversion.kind, conversion.workdir) == ("verl", "out/rl")
+    place = {
+        "model": "out/stage2", "data.rows": "rl.json", "log.wandb": "mine", "log.tensorboard": False,
+    }  # fmt: skip
+    made = written(conversion, tmp_path)
+    assert c.flatten(made) == {**c.flatten(c.load("configs/rl.py")), **place}
+    assert rl_config.resolve(made, devices=8, prompts=320).steps == 10
 
 
-def test_other_rewards_and_limits_show():
-    changed = {
-        **RL,
-        "data": {**RL["data"], "decay_penalty_weight": 0.1, "max_response_length": 4096},
-    }
-    policies = convert.convert(changed).policies
-    assert policies["RewardPolicy.decay"] == 0.1
-    assert policies["RolloutPolicy.max_new_tokens"] == 4096
+def test_what_differs_from_the_recipe_reaches_the_run(tmp_path):
+    changes = {
+        "data.train_batch_size": 64, "data.max_response_length": 4096, "data.decay_penalty_weight": 0.1,
+        "actor_rollout_ref.rollout.n": 8, "actor_rollout_ref.rollout.max_generation_round": 4,
+        "actor_rollout_ref.rollout.max_total_response_length": 20_000, "actor_rollout_ref.rollout.top_k": 50,
+        "actor_rollout_ref.rollout.temperature": 0.9, "actor_rollout_ref.actor.clip_ratio_high": 0.28,
+        "actor_rollout_ref.actor.use_kl_loss": True, "actor_rollout_ref.actor.kl_loss_coef": 0.01,
+        "actor_rollout_ref.actor.policy_loss.loss_mode": "gspo", "algorithm.norm_adv_by_std_in_grpo": False,
+    }  # fmt: skip
+    flat = {**convert._flatten(RL), **changes}
+    made = rl_config.resolve(written(convert.convert(flat), tmp_path), devices=8, prompts=640)
+    rl = made.rl
+    assert (rl.prompts_per_step, rl.mini_batches, rl.group) == (64, 2, 8)
+    assert (rl.clip, rl.kl, rl.options) == ((0.2, 0.28), 0.01, ("gspo", "no_std"))
+    assert (rl.rollout.temperature, rl.rollout.top_k) == (0.9, 50)
+    policy = rl_config.rollout_policy(made)
+    assert (policy.max_turns, policy.max_new_tokens, policy.max_length) == (4, 4096, 20_000)
+    assert rl_config.reward_policy(made).decay == 0.1
+
+
+# On, so that its kind is read.
+KL = {"actor_rollout_ref.actor.use_kl_loss": True}
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("actor_rollout_ref.actor.use_kl_loss", True, "no KL term"),
+        ("actor_rollout_ref.actor.kl_loss_type", "mse", "low_var_kl"),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", 5, "do not divide the 32"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", "clip_cov", "one of 'normal'"),
+        ("actor_rollout_ref.actor.policy_loss.loss_agg_mode", "seq-mean-token-sum", "is expected"),
+        ("actor_rollout_ref.rollout.n", 1, "rl.group=1 is below 2"),
+        ("algorithm.use_kl_in_reward", True, "only False"),
         ("algorithm.adv_estimator", "gae", "only 'grpo'"),
         (
             "actor_rollout_ref.rollout.top_q",
@@ -213,20 +234,15 @@ def test_other_rewards_and_limits_show():
 )
 def test_other_algorithms_are_refused(key, value, message):
     with pytest.raises(ConfigError, match=message):
-        convert.convert({**RL, "+" + key: value})
+        convert.convert({**convert._flatten(RL), **KL, key: value})
 
 
 def test_every_key_of_ours_that_the_tables_name_exists():
-    known = c.flatten(c.defaults())
-    from vo3.rewards import RewardPolicy
-    from vo3.rollout.policy import RolloutPolicy
-
-    policies = {"RolloutPolicy": RolloutPolicy("rl"), "RewardPolicy": RewardPolicy()}
-    for rule in (*LLAMA_FACTORY.values(), *VERL.values()):
-        for name in rule.ours:
-            policy, _, field = name.partition(".")
-            assert name in known or hasattr(policies[policy], field), name
-        assert rule.ours or rule.why
+    for table, defaults in ((LLAMA_FACTORY, c.defaults()), (VERL, rl_config.defaults())):
+        known = c.flatten(defaults)
+        for rule in table.values():
+            assert set(rule.ours) <= set(known), rule
+            assert rule.ours or rule.why
 
 
 def test_the_command_writes_a_config_that_runs(tmp_path, capsys):
