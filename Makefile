@@ -202,5 +202,5 @@ repository:  ## REPOSITORY=you/vo3: write the address that this is published at 
 
 .PHONY: clean
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-3.12 .venv-tfds .venv-beam .venv-maxtext .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.12 .venv-tfds .venv-beam .venv-maxtext .venv-lmms-eval .venv-vlmevalkit .cache out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

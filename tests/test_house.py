@@ -272,6 +272,12 @@ def test_make_targets_exist():
     assert {"demo", "test", "soak", "lint", "bench", "clueworld", "clean"} <= targets
 
 
+def test_make_clean_removes_every_environment():
+    text = (ROOT / "Makefile").read_text()
+    clean = re.search(r"^clean:.*?\n\trm -rf (.*)", text, re.M).group(1).split()
+    assert set(re.findall(r"\.venv-[a-z0-9.]*[a-z0-9](?:-[a-z]+)*", text)) <= set(clean)
+
+
 def test_changelog_names_the_version():
     import vo3
 
