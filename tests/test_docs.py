@@ -112,6 +112,14 @@ def test_a_run_of_the_7b_names_its_model_and_its_data():
             assert "--config.mesh.tensor=2" in text, f"{told}\n  does not fit; see training.md"
 
 
+def test_nothing_tells_to_install_vo3_from_an_index():
+    """It is on none: pip would fetch whatever is called so there."""
+    pages = [p for p in doc_commands.PAGES if p.name != "rl.md"]
+    code = [p for folder in ("vo3", "data_prep", "launch") for p in (ROOT / folder).rglob("*.py")]
+    for path in (*pages, *code):
+        assert not re.search(r"pip install '?vo3\b", path.read_text()), path
+
+
 def test_no_command_is_overlooked():
     assert not doc_commands.overlooked()
 
@@ -147,7 +155,7 @@ def test_a_test_runs_every_program():
         "vo3 eval mlvu --workdir OUT --set max_turn=3",
         "vo3 evaluate mlvu",
         "make clueword",
-        "pip install 'vo3[tpus]'",
+        "pip install -e '.[tpus]'",
         "pytest tests/vo3/model",
         "python -m vo3.train.sft --config=configs/tiny.py --workdir=OUT --config.data.row=ROWS",
         "python -m vo3.train.sft --config=configs/tiny.py",

@@ -1,6 +1,6 @@
 """TFDS builder of Seeker-173K: 173K tool-interaction trajectories as annotations; the videos stay where they are.
 
-Launch command (`pip install vo3[data]`; TensorFlow is needed neither for building nor for reading):
+Launch command (`pip install -e '.[data]'` in the checkout; TensorFlow is needed neither for building nor for reading):
 
     python -m data_prep.seeker_173k.build --manual_dir=ROWS --data_dir=DIR [--reject_limit=0.01]
 

@@ -1,6 +1,6 @@
 """Accuracy of free-form answers: ROUGE and a numeric check. Additions of ours, off by default.
 
-`pip install 'vo3[rewards]'` brings the packages. The numeric check parses what a model wrote as mathematics, which may take for ever:
+`pip install -e '.[rewards]'` in the checkout brings the packages. The numeric check parses what a model wrote as mathematics, which may take for ever:
 it runs in worker processes with a wall clock, and a worker that does not answer in time is killed and replaced.
 """
 
@@ -12,7 +12,7 @@ import queue
 import re
 from multiprocessing.connection import Connection
 
-_HINT = "pip install 'vo3[rewards]', or score free-form rows by letter"
+_HINT = "pip install -e '.[rewards]' in the checkout of vo3, or score free-form rows by letter"
 # A worker's first answer comes after its imports.
 _START = 60.0
 # Longer answers are no numbers.

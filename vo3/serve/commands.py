@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import Any
 
-_EXTRA = "vo3 serve needs more packages: pip install 'vo3[serve]'"
+_EXTRA = "vo3 serve needs more packages: pip install -e '.[serve]' in the checkout of vo3"
 
 
 class ServeError(ValueError):

@@ -256,7 +256,7 @@ class Board:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "log.tensorboard needs the package tensorboardX; pip install 'vo3[train]', or --config.log.tensorboard=False"
+                "log.tensorboard needs the package tensorboardX; pip install -e '.[train]' in the checkout of vo3, or --config.log.tensorboard=False"
             ) from error
         self._target = directory
         self._remote = "://" in os.fspath(directory)

@@ -173,5 +173,5 @@ def test_what_cannot_be_int8_says_why(pairs, tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(int8.QwixMissing, match=r"pip install 'vo3\[int8\]'"):
+    with pytest.raises(int8.QwixMissing, match=r"pip install -e '\.\[int8\]'"):
         vo3.models.load(pairs("plain").folder, quantize="int8")

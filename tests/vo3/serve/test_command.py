@@ -83,7 +83,7 @@ def test_keys_that_cannot_be_sent(no_model, tmp_path, capsys):
 def test_missing_packages_are_named(no_model, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert cli.main(["serve", "--port", "0"]) == 2
-    assert "pip install 'vo3[serve]'" in capsys.readouterr().err
+    assert "pip install -e '.[serve]'" in capsys.readouterr().err
 
 
 def test_it_serves_until_it_is_told_to_end(tmp_path, videos):

@@ -99,5 +99,7 @@ def qwix() -> Any:
     try:
         import qwix
     except ImportError as error:
-        raise QwixMissing("int8 weights need qwix: pip install 'vo3[int8]'") from error
+        raise QwixMissing(
+            "int8 weights need qwix: pip install -e '.[int8]' in the checkout of vo3"
+        ) from error
     return qwix
