@@ -30,7 +30,7 @@ _ROLE: dict[str, str] = {
     **dict.fromkeys(("call", "answer", "text"), "assistant"),
 }
 
-# How a trajectory ended (facts of the original, section 1).
+# How a trajectory ended, as Video-o3 (arXiv 2601.23224) tells the cases apart.
 #   answered  the last turn holds <answer>...</answer>
 #   text      the last turn has neither tag; its raw text is what is scored (evaluation)
 #   refused   a forced last turn without an answer

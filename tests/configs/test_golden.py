@@ -24,7 +24,7 @@ def test_the_resolved_config_is_the_golden_one(name):
 
 
 def test_the_published_values_stand():
-    """Facts, section 3, value by value."""
+    """The published Video-o3 fine-tuning (arXiv 2601.23224), value by value."""
     one, two = (c.load(f"configs/sft_stage{i}.py") for i in (1, 2))
     for config in (one, two):
         assert (config.optim.name, config.optim.rate, config.optim.schedule) == (

@@ -1,6 +1,6 @@
 """Questions on a world and their ground-truth trajectories.
 
-Five groups, after the data of the original (facts on Seeker-173K: {single, multi clue} x {with, without tool}, and temporal grounding):
+Five groups, after the original's data (Seeker-173K of arXiv 2601.23224: {single, multi clue} x {with, without tool}, and temporal grounding):
 
     clue_single_w_tool    digit, after           the digit on a card, named by colour or by the card before it
     clue_multi_w_tool     sum, higher, ends      two digits on two cards: added up, compared, of the first and the last

@@ -22,7 +22,7 @@ _QUOTAS = ("overview_quota", "coarse_quota", "medium_quota", "fine_quota", "max_
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """Every key of an evaluation; the values are the published evaluation's (facts, section 6).
+    """Every key of an evaluation; the values are those of Video-o3's published evaluation (arXiv 2601.23224).
 
     Returns:
       A locked ConfigDict: a key that is not in it cannot be set.

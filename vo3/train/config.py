@@ -39,7 +39,7 @@ class ConfigError(ValueError):
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """Every key of a training run. Values that the two published stages share stand here; see facts, section 3.
+    """Every key of a training run. Values that the two published Video-o3 stages (arXiv 2601.23224) share stand here.
 
     Returns:
       A locked ConfigDict: a key that is not in it cannot be set.

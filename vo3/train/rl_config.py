@@ -1,6 +1,6 @@
 """The configuration of an RL run: that of a training run (`vo3.train.config`) and a section `rl`.
 
-Values are the published recipe's (facts of Video-o3's RL). What the sections `data.tokens_per_row`, `data.trajectories_per_step`, `tdam` and
+Values are those of Video-o3's published RL (arXiv 2601.23224). What the sections `data.tokens_per_row`, `data.trajectories_per_step`, `tdam` and
 the caches of `data` say is of fine-tuning and has no effect here; setting TDAM or a cache is refused.
 """
 

@@ -173,7 +173,7 @@ def test_the_default_dialect_is_the_tag_parser(text, duration):
 
 
 def test_limits_are_the_published_ones():
-    """Video-o3: facts, sections 1 and 6; LongVT and VideoZoomer: their repositories, see the modules."""
+    """Video-o3: its published settings (arXiv 2601.23224); LongVT and VideoZoomer: their repositories, see the modules."""
     policy = RolloutPolicy()
     assert policy == RolloutPolicy(dialect="video-o3")
     assert (policy.max_turns, policy.stop) == (8, ("</grounding>", "</answer>"))

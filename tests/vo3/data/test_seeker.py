@@ -1,4 +1,4 @@
-"""Row formats: every form in the facts is read, every rule has a row that breaks it."""
+"""Row formats: every published form is read, every rule has a row that breaks it."""
 
 from __future__ import annotations
 

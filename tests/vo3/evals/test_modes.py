@@ -96,7 +96,7 @@ def test_contradictions_are_refused(changes, message):
 
 
 def test_the_published_values_stand():
-    """Facts, section 6: 8 turns, greedy, 4096 new tokens a turn, no subtitles, at most 12 videos."""
+    """The published Video-o3 evaluation: 8 turns, greedy, 4096 new tokens a turn, no subtitles, at most 12 videos."""
     c = config_lib.defaults()
     assert (c.max_turns, c.max_new_tokens, c.max_videos) == (0, 4096, 12)
     assert (c.temperature, c.subtitles, c.modes, c.crop.recipe) == (0.0, False, "tools", "")

@@ -1,4 +1,4 @@
-"""The loop: turns, limits and outcomes, as the facts state them."""
+"""The loop: turns, limits and outcomes, as Video-o3 has them (arXiv 2601.23224)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def config(name="rl", **changes):
 
 
 def test_the_published_values_stand():
-    """Facts of Video-o3's RL, value by value."""
+    """The published Video-o3 RL (arXiv 2601.23224), value by value."""
     one = config()
     assert (one.rl.group, one.rl.prompts_per_step, one.epochs) == (16, 32, 1)
     optim = one.optim
