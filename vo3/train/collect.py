@@ -20,7 +20,9 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
-from vo3.rollout import GroupRollout, Rollout, Sampling
+from vo3.rollout import GroupRollout, Sampling
+from vo3.rollout.host_calls import HostCalls
+from vo3.train.pending import reopened
 from vo3.train.prompts import Prompts
 from vo3.train.scoring import ScoredGroup, Scorer, kept
 from vo3.trajectory import Task, Trajectory
@@ -134,18 +136,23 @@ class Collector:
     ) -> list[ScoredGroup]:
         """The groups of trajectories that were written with `with_reward`, their clips read again.
 
-        Raises:
-          VideoError: a video cannot be read any more.
+        A rollout whose clips cannot be read any more is lost, as one whose video vanishes while it is rolled out.
         """
         by_prompt: dict[int, list[Trajectory]] = {}
         for trajectory in trajectories:
             by_prompt.setdefault(trajectory.meta["rl"]["prompt"], []).append(trajectory)
-        groups = []
-        for number, some in sorted(by_prompt.items()):
-            video = open_video(some[0].task)
-            rollouts = tuple(reopened(t, video) for t in some)
-            groups.append(self._scorer.group(number, GroupRollout(some[0].task, rollouts)))
-        return groups
+        host = HostCalls(
+            workers=self._config.rl.rollout.workers, timeout_s=self._config.data.time_limit
+        )
+        try:
+            return [
+                self._scorer.group(
+                    number, GroupRollout(some[0].task, reopened(some, open_video, host))
+                )
+                for number, some in sorted(by_prompt.items())
+            ]
+        finally:
+            host.close()
 
     def _wave(self, cursor: int, count: int) -> int:
         """Prompts from `cursor` on, `count` of them or as many as are left."""
@@ -213,14 +220,6 @@ class GroupRoller:
         done = self.engine.run(tasks, self._open, sampling=self._sampling, seed=seed)
         found = {group.task.id: group for group in done}
         return [found[task.id] for task in tasks]
-
-
-def reopened(trajectory: Trajectory, video) -> Rollout:
-    """A trajectory with its clips, read again from its video."""
-    clips = [video.overview()]
-    for shown in trajectory.observations[1:]:
-        clips.append(video.crop(shown.start, shown.end, shown.strategy))
-    return Rollout(trajectory, tuple(clips))
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -49,10 +49,10 @@ from vo3.train.collect import (
     Collector,
     GroupRoller,
     Roller,
-    gathered,
+    sum_over_processes,
 )
 from vo3.train.metrics import Log, Profile
-from vo3.train.pending import Pending
+from vo3.train.pending import Kept, Pending
 from vo3.train.policy_step import PolicyPrograms
 from vo3.train.policy_update import Update, Updater
 from vo3.train.prompts import Prompts, make_prompts, opener
@@ -188,6 +188,7 @@ class Loop:
         log, profile = Log(self.workdir, config, start=done), Profile(self.workdir, config)
         alarms = Alarms(self.workdir, start=done)
         finished = done >= total
+        unlogged: StepRow | None = None
         with processes.Preemption() as preemption, log:
             while not finished:
                 profile.before(done + 1)
@@ -196,6 +197,11 @@ class Loop:
                 if collected.ended and not collected.complete:
                     logging.info("the data ended after %d steps", done)
                     finished = True
+                    if unlogged is not None:
+                        log.write(unlogged)
+                    if saved != done:
+                        checkpoints.save(state, done, cursor=cursor)
+                    self.pending.drop()
                     break
                 if preemption.reached(2 * done) or stop_after == done + 0.5:
                     self._keep(collected, done, cursor)
@@ -215,8 +221,10 @@ class Loop:
                 row = self._row(done, collected, update, seconds)
                 for alarm in alarms.add(row.values) if config.rl.alarms else ():
                     logging.warning("step %d: %s", done, alarm)
+                unlogged = row
                 if done % config.log.every == 0 or finished:
                     log.write(row)
+                    unlogged = None
                 self._write(collected.groups, done)
                 if update.sample is not None and self._due(config.log.samples_every, done):
                     log.sample(done, samples.text_of(update.sample, self.tokenizer), None)
@@ -236,25 +244,24 @@ class Loop:
         begin = time.monotonic()
         known = self.pending.read(self._header(done, cursor))
         if processes.agree(known is not None):
-            groups = self.collector.restore(known, self._open)
-            count = sum(gathered(len(kept(groups))))
-            after = known[0].meta["rl"]["cursor"] if known else cursor
+            groups = self.collector.restore(known.trajectories, self._open)
+            count = sum_over_processes(len(kept(groups)))
             seconds = {"rollout": time.monotonic() - begin, "videos": 0.0, "reward": 0.0}
-            return Collected(tuple(groups), max(gathered(after)), count, False, seconds)
+            if count:
+                return Collected(tuple(groups), known.cursor, count, known.ended, seconds)
+            logging.warning("step %d: every kept rollout is lost; rolling out anew", done + 1)
         self.roller.update(self.publish(state.params, self.frozen))
         collected = self.collector.step(done, cursor)
         collected.seconds["publish"] = time.monotonic() - begin - sum(collected.seconds.values())
         return collected
 
     def _keep(self, collected: Collected, done: int, cursor: int) -> None:
-        lines = []
-        for trajectory in _trajectories(collected.groups, done + 1):
-            trajectory.meta["rl"]["cursor"] = collected.cursor
-            lines.append(trajectory.dumps())
-        self.pending.write(self._header(done, cursor), lines)
+        trajectories = tuple(_trajectories(collected.groups, done + 1))
+        kept_now = Kept(trajectories, collected.cursor, collected.ended)
+        self.pending.write(self._header(done, cursor), kept_now)
 
     def _header(self, done: int, cursor: int) -> str:
-        return f"step {done} prompt {cursor} processes {jax.process_count()}"
+        return f"step {done}, prompt {cursor}, processes {jax.process_count()}"
 
     def _row(self, done: int, collected: Collected, update: Update, seconds: float) -> StepRow:
         sampled = sum(r.sampled for g in collected.groups for r in g.rollouts)

@@ -1,5 +1,6 @@
 """The RL trainer end to end: with scripted rollouts (resume, replacement, limits) and with the engine on real videos."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ from vo3.train.collect import CollectError, GroupRoller
 from vo3.train.config import ConfigError, load, override
 from vo3.train.prompts import FIRST_WORLD
 from vo3.trajectory import Trajectory
+from vo3.video import VideoError
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -121,6 +123,33 @@ def test_the_engines_roller_goes_on_from_kept_rollouts(whole, tmp_path):
     again = run(tmp_path, roller=real_roller(said))
     assert_same(again.params, result.params)
     assert said[0] == "run" and again.finished
+
+
+def test_kept_rollouts_that_are_all_lost_are_made_anew(whole, tmp_path):
+    result, _ = whole
+    run(tmp_path, roller=FakeRoller(equal=["p1", "p4"]), stop_after=1.5)
+    gone = dataclasses.replace(parts(FakeRoller(equal=["p1", "p4"])), open_video=no_video)
+    again = grpo.train(config(), tmp_path, parts=gone, devices=jax.devices()[:1])
+    assert gone.roller.asked == ["p3", "p4", "p5", "p6", "p7"]
+    assert_same(again.params, result.params)
+
+
+def no_video(task):
+    raise VideoError("missing", f"{task.video} is gone", "put it back")
+
+
+def test_data_that_ends_on_dropped_groups_leaves_the_last_state_behind(tmp_path):
+    """Two prompts a step; those of the second step are all alike, so there is nothing to learn from after the first."""
+    roller = FakeRoller(equal=[f"p{i}" for i in range(2, 4)])
+    result = run(tmp_path, roller=roller, per_epoch=4, steps=9, **{"checkpoint.every": 5, "log.every": 5})  # fmt: skip
+    assert (result.step, result.finished) == (1, True)
+    [row] = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert row["step"] == 1 and (tmp_path / "checkpoints" / "1").exists()
+    # Asked to end within the last, short step: it is the last one when the run goes on, too.
+    short = {"per_epoch": 3, "steps": 9, "checkpoint.every": 5}
+    run(tmp_path / "cut", stop_after=1.5, **short)
+    assert run(tmp_path / "cut", roller=(one := FakeRoller()), **short).step == 2
+    assert one.asked == [] and (tmp_path / "cut" / "checkpoints" / "2").exists()
 
 
 @pytest.mark.soak
