@@ -120,6 +120,14 @@ def test_nothing_tells_to_install_vo3_from_an_index():
         assert not re.search(r"pip install '?vo3\b", path.read_text()), path
 
 
+def test_the_readme_names_every_extra():
+    every = re.search(r"EXTRAS = \{(.*?)\n\}", (ROOT / "setup.py").read_text(), re.DOTALL).group(1)
+    names = re.findall(r'^    "([a-z0-9]+)":', every, re.MULTILINE)
+    assert len(names) > 10
+    told = (ROOT / "README.md").read_text().split("More comes with extras")[1].split("\n\n")[0]
+    assert not [name for name in names if f"`{name}`" not in told]
+
+
 def test_no_command_is_overlooked():
     assert not doc_commands.overlooked()
 
@@ -192,7 +200,7 @@ def test_colab_badges_open_the_notebooks_that_are_there():
 def test_own_data_from_top_to_bottom(tmp_path):
     """The walk of docs/own-data.md, command by command, as a reader would paste them."""
     page = (ROOT / "docs" / "own-data.md").read_text()
-    walk = page.split("## The whole way, once")[1].split("\n\n")[1]
+    walk = page.split("## The whole way, once")[1].split("\n\n")[2]
     lines = [line.strip() for line in walk.splitlines()]
     assert len(lines) == 7
     (tmp_path / "configs").symlink_to(ROOT / "configs")
