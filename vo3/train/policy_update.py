@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
-from vo3.train import group_rows, rl_config, sharding
+from vo3.train import group_rows, processes, rl_config, sharding
 from vo3.train.collect import gathered
+from vo3.train.config import ConfigError
 from vo3.train.group_rows import PolicyBatch
 from vo3.train.policy_step import PolicyMetrics, PolicyPrograms
 from vo3.train.scoring import ScoredGroup
@@ -26,7 +28,7 @@ class Update:
     """What the second half of a step did.
 
     Attributes:
-      metrics: of each optimiser step, on the host.
+      metrics: of each optimiser step, on the host; of those alone that had tokens with loss.
       rows, tokens, slots: of this process: tree rows, tokens without padding, places for tokens.
       names: of the tasks.
       seconds: for rows and for the update.
@@ -67,10 +69,27 @@ class Updater:
             self._reference = {n: x.astype(dtype) for n, x in starting.items()}
 
     def update(self, state: TrainState, groups: list[ScoredGroup]) -> tuple[TrainState, Update]:
-        """One or more optimiser steps on these groups; the state is given for good."""
+        """One or more optimiser steps on these groups; the state is given for good.
+
+        Groups are dealt out to mini-batches by their place among those of all processes, in order of their prompts: which process has
+        which changes nothing.
+
+        Raises:
+          ConfigError: a rollout that the largest of `rl.shapes` does not hold.
+        """
         rl, begin = self._config.rl, time.monotonic()
         trees = [self.tree(group) for group in groups]
-        parts = [self.micro_batches(trees[i :: rl.mini_batches]) for i in range(rl.mini_batches)]
+        places = _places([group.number for group in groups])
+        dealt = [
+            [
+                tree
+                for tree, place in zip(trees, places, strict=True)
+                if place % rl.mini_batches == i
+            ]
+            for i in range(rl.mini_batches)
+        ]
+        # Without a token that carries loss in any process an optimiser step would only decay and drift.
+        parts = [self.micro_batches(share) for share in dealt if _loss_anywhere(share)]
         rowed = time.monotonic()
         old: list[list[Any]] = [[None] * len(part) for part in parts]
         if rl_config.updates(self._config) > 1:
@@ -113,13 +132,26 @@ class Updater:
         )
 
     def micro_batches(self, trees: list[group_rows.Tree]) -> list[PolicyBatch]:
-        """The trees in rows of one shape, as many micro-batches in every process."""
+        """The trees in rows of one shape, as many micro-batches in every process.
+
+        Raises:
+          ConfigError: a rollout, of any process, that the largest of `rl.shapes` does not hold.
+        """
         rl = self._config.rl
         if not rl.tree:
             trees = [part for tree in trees for part in group_rows.apart(tree)]
         number = max(gathered(group_rows.choose(trees, self._shapes, align=rl.align)))
         shape = self._shapes[number]
-        rows = group_rows.pack(trees, shape, align=rl.align)
+        rows, fault = [], "a rollout of another process does not fit rl.shapes; its log says more"
+        try:
+            rows = group_rows.pack(trees, shape, align=rl.align)
+            fits = True
+        except (
+            ValueError
+        ) as error:  # raised below, in every process: none may wait for one that is gone
+            fits, fault = False, str(error)
+        if not processes.agree(fits):
+            raise ConfigError(fault)
         most = max(max(gathered(len(rows))), 1)
         rows += [[] for _ in range(math.ceil(most / self._rows) * self._rows - len(rows))]
         return [
@@ -132,3 +164,21 @@ class Updater:
             )
             for i in range(0, len(rows), self._rows)
         ]
+
+
+def _places(numbers: list[int]) -> list[int]:
+    """The place of each prompt number among those of all processes."""
+    if jax.process_count() == 1:
+        everyone = numbers
+    else:
+        # Every process gathers an array of the same length; -1 is no prompt.
+        mine = np.full(max(gathered(len(numbers))), -1, np.int32)
+        mine[: len(numbers)] = numbers
+        everyone = [int(n) for n in np.ravel(multihost_utils.process_allgather(mine)) if n >= 0]
+    order = {number: place for place, number in enumerate(sorted(everyone))}
+    return [order[number] for number in numbers]
+
+
+def _loss_anywhere(trees: list[group_rows.Tree]) -> bool:
+    """Whether a tree of any process has a token that carries loss."""
+    return sum(gathered(sum(leaf.trained for tree in trees for leaf in tree.leaves))) > 0

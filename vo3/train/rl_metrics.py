@@ -105,7 +105,9 @@ def _mean(values: Any) -> float | None:
 
 
 def update_figures(metrics: Sequence[PolicyMetrics]) -> dict[str, float]:
-    """Figures of a step's updates: of the first one, whose policy is the sampler's; ratio and clip shares over all of them."""
+    """Figures of a step's updates: of the first one, whose policy is the sampler's; ratio and clip shares over all of them. Without one, none."""
+    if not metrics:
+        return {}
     first = metrics[0].sums
     tokens = max(sum(float(m.sums.tokens) for m in metrics), 1.0)
     own = max(float(first.tokens), 1.0)
