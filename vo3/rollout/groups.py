@@ -137,6 +137,12 @@ class GroupEngine:
         for task in itertools.islice(tasks, self._lanes * self._programs.groups + AHEAD):
             self._ahead.ahead(task)
 
+    def close(self) -> None:
+        """Lets go of what `open_ahead` began: what has not begun is dropped. The engine may go on."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
+
     def run(
         self,
         tasks: Iterable[Task],

@@ -41,6 +41,9 @@ class Roller(Protocol):
     def ahead(self, tasks: Sequence[Task]) -> None:
         """Begins to read the videos of the tasks that `roll` is asked for next; called on another thread, never while `roll` runs."""
 
+    def close(self) -> None:
+        """Lets go of what `ahead` began."""
+
     def roll(self, tasks: Sequence[Task], *, seed: int) -> list[GroupRollout]:
         """The groups of the tasks, in order. Rollout i of a task depends on (weights, task, seed, i) alone."""
 
@@ -80,13 +83,25 @@ class Collector:
         self._scorer = Scorer(config)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="vo3-ahead")
         self._begun: concurrent.futures.Future[None] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends what `ahead` began: a video that is being written is finished, none is opened. Nothing can be collected any more."""
+        self._closed = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._roller.close()
+        begun, self._begun = self._begun, None
+        if begun is not None and not begun.cancelled() and begun.exception() is not None:
+            # No step is left that could tell it.
+            logging.warning("the videos of the next step: %s", begun.exception())
 
     def ahead(self, cursor: int) -> None:
         """Begins to write and read the videos of the step that takes the prompts from `cursor` on, while the update runs."""
 
         def work() -> None:
             self._prompts.ready(numbers)
-            self._roller.ahead([self._prompts[number].task for number in numbers])
+            if not self._closed:
+                self._roller.ahead([self._prompts[number].task for number in numbers])
 
         if numbers := self._mine(cursor, self._wave(cursor, self._config.rl.prompts_per_step)):
             self._begun = self._thread.submit(work)
@@ -214,6 +229,11 @@ class GroupRoller:
         """Begins to read their videos; without an engine, as after rollouts that were kept, `roll` will."""
         if self.engine is not None:
             self.engine.open_ahead(tasks, self._open)
+
+    def close(self) -> None:
+        """Lets go of the videos that were begun."""
+        if self.engine is not None:
+            self.engine.close()
 
     def roll(self, tasks: Sequence[Task], *, seed: int) -> list[GroupRollout]:
         """The groups of the tasks, in order."""

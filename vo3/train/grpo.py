@@ -143,7 +143,10 @@ def train(
         done, cursor = (position.step, position.cursor) if position else (0, 0)
         parts = dataclasses.replace(parts, prompts=prompts)
         loop = Loop(config, run, parts, frozen, workdir, checkpoints)
-        state, done, finished = loop.go(state, done, cursor, stop_after)
+        try:
+            state, done, finished = loop.go(state, done, cursor, stop_after)
+        finally:
+            loop.collector.close()
     params = {**state.params, **frozen}
     if finished and config.checkpoint.export_hf:
         ckpt.export(run, params, workdir / "export")

@@ -164,6 +164,26 @@ def test_videos_opened_ahead_are_the_ones_that_are_asked_about(engine):
     assert words(anew) == words(plain[1])
 
 
+def test_a_closed_engine_opens_nothing_more(engine):
+    """What waits for a thread is dropped; the engine may go on."""
+    opened, begun, end = [], threading.Event(), threading.Event()
+
+    def open_video(task):
+        opened.append(task.id)
+        begun.set()
+        assert end.wait(60)
+        return video(task)
+
+    groups = engine(workers=1)
+    groups.open_ahead(TASKS, open_video)
+    assert begun.wait(60)
+    groups.close()
+    end.set()
+    [got] = groups.run(TASKS[:1], video, seed=3)
+    assert opened == ["a"] and got.error is None
+    groups.close()
+
+
 def test_a_lost_overview_is_the_groups_error(engine):
     def open_video(task):
         if task.id == "a":

@@ -67,6 +67,9 @@ class FakeRoller:
     def ahead(self, tasks):
         self.begun = [task.id for task in tasks]
 
+    def close(self):
+        self.closed = True
+
     def roll(self, tasks, *, seed):
         groups = []
         for task in tasks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import rl_runs
 from rl_runs import FakePrompts, FakeRoller
@@ -48,3 +50,34 @@ def test_what_goes_wrong_ahead_is_told_by_the_step():
     some.ahead(6)
     with pytest.raises(OSError, match="no space left"):
         some.step(4, 6)
+
+
+def test_a_closed_collector_leaves_nothing_under_way(caplog):
+    """The video that is being written when the run ends is finished; none is opened after it, and trouble is told."""
+    writing, end = threading.Event(), threading.Event()
+
+    class Endless(SlowPrompts):
+        def ready(self, numbers):
+            writing.set()
+            assert end.wait(60)
+            super().ready(numbers)
+
+    prompts, roller = Endless(missing=[8]), FakeRoller(blind=True)
+    some = collector(prompts, roller)
+    some.ahead(3)
+    assert writing.wait(60)
+    closing = threading.Thread(target=some.close)
+    closing.start()
+    while not some._closed:
+        pass
+    assert not hasattr(roller, "closed")  # the thread comes first
+    end.set()
+    closing.join(60)
+    assert prompts.asked == [[3, 4, 5]] and roller.closed and not hasattr(roller, "begun")
+    with pytest.raises(RuntimeError, match="shutdown"):
+        some.ahead(6)
+    other = collector(prompts, roller)
+    other.ahead(6)
+    with caplog.at_level("WARNING"):
+        other.close()
+    assert "no space left" in caplog.text

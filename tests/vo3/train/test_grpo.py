@@ -118,7 +118,9 @@ def real_roller(said):
 def test_the_engines_roller_goes_on_from_kept_rollouts(whole, tmp_path):
     """The step that was interrupted needs no engine, and the next one's videos are begun before there is one."""
     result, _ = whole
-    assert run(tmp_path, roller=real_roller([]), stop_after=1.5).step == 1
+    said = []
+    assert run(tmp_path, roller=real_roller(said), stop_after=1.5).step == 1
+    assert said.count("ahead") == 1 and said[-1] == "close"
     said = []
     again = run(tmp_path, roller=real_roller(said))
     assert_same(again.params, result.params)
