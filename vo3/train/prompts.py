@@ -78,15 +78,22 @@ class RowPrompts:
 
         Raises:
           RejectLimitError: more rows cannot be used than `data.reject_limit` allows.
-          ConfigError: `rl.mix` names sources that no row has, or gives no share.
+          ConfigError: `rl.mix` names sources that no row has, or gives no share; processes see different rows.
         """
         from vo3.data.files import RowFiles
         from vo3.data.rejects import RejectLimitError, Rejects, RowError
         from vo3.data.seeker import rl_task
+        from vo3.train.row_feed import same_everywhere
 
         data = config.data
         self._sources = dict(config.rl.reward.data_sources)
         self._rows = RowFiles([part for part in data.rows.split(",") if part], format=data.format)
+        self.plan = self._rows.fingerprint
+        # First of all: what one process refuses in its rows, the others would wait for.
+        if not same_everywhere(self.plan):
+            raise ConfigError(
+                f"processes see different rows in data.rows={data.rows}; put them where every process reads the same files"
+            )
         self._task: Callable[[int], Task] = lambda i: rl_task(
             self._rows[i],
             self._rows.describe(i),
@@ -125,7 +132,6 @@ class RowPrompts:
         self.per_epoch = sum(len(v) for v in self._by_source.values())
         if not self.per_epoch:
             raise ConfigError(f"data.rows={data.rows} holds no usable row")
-        self.plan = self._rows.fingerprint
         logging.info(
             "%d prompts an epoch: %s",
             self.per_epoch,

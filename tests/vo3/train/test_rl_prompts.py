@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from vo3.train import row_feed
 from vo3.train.config import ConfigError, override
 from vo3.train.prompts import ClueWorldPrompts, RowPrompts, opener
 from vo3.train.rl_config import defaults, validate
@@ -76,6 +77,16 @@ def test_bad_rows_are_written_down_and_limited(rows, tmp_path):
         prompts(bad, tmp_path)
     assert prompts(bad, tmp_path, **{"data.reject_limit": 0.1}).per_epoch == 20
     assert json.loads((tmp_path / "rejects.jsonl").read_text())["id"] == "x"
+
+
+def test_processes_that_see_different_rows_are_refused(rows, tmp_path, monkeypatch):
+    """Before a row is read: the other process would wait for one that has refused its rows."""
+    other = bytes(16)
+    allgather = lambda mine: np.stack([mine, np.frombuffer(other, np.int32)])
+    monkeypatch.setattr(row_feed.multihost_utils, "process_allgather", allgather)
+    with pytest.raises(ConfigError, match=r"see different rows in data\.rows=.*same files"):
+        prompts(rows, tmp_path)
+    assert not (tmp_path / "rejects.jsonl").exists()
 
 
 def test_shares_of_what_no_row_has_are_refused(rows, tmp_path):
