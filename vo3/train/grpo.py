@@ -54,7 +54,7 @@ from vo3.train.collect import (
 from vo3.train.metrics import Log, Profile
 from vo3.train.pending import Kept, Pending
 from vo3.train.policy_step import PolicyPrograms
-from vo3.train.policy_update import Update, Updater
+from vo3.train.policy_update import Update, Updater, check_processes
 from vo3.train.prompts import Prompts, make_prompts, opener
 from vo3.train.publish import Publisher
 from vo3.train.rl_metrics import Alarms, StepRow, rollout_figures, update_figures
@@ -134,6 +134,7 @@ def train(
     config = rl_config.resolve(config, devices=len(devices), prompts=prompts.per_epoch)
     claim(workdir, config)
     mesh = sharding.make_mesh(config, devices)
+    check_processes(mesh)
     run = trainable(rl_config.for_optimizer(config), mesh, model=parts.model)
     if processes.first():
         logging.info("configuration:\n%s", config_lib.to_text(config))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from vo3.train import group_rows, processes, rl_config, sharding
 from vo3.train.collect import gathered
@@ -21,6 +22,21 @@ from vo3.train.group_rows import PolicyBatch
 from vo3.train.policy_step import PolicyMetrics, PolicyPrograms
 from vo3.train.scoring import ScoredGroup
 from vo3.train.state import Params, Trainable, TrainState, initial_params
+
+
+def check_processes(mesh: Mesh) -> None:
+    """Every process must feed rows of its own: each rolls out other prompts, so what two of them feed as the same rows would differ.
+
+    Raises:
+      ConfigError: processes share rows.
+    """
+    _, groups = sharding.row_groups(mesh)
+    if groups < jax.process_count():
+        raise ConfigError(
+            f"mesh.tensor={mesh.shape['tensor']} and mesh.context={mesh.shape['context']} span hosts: {jax.process_count()} processes "
+            f"would share {groups} sets of rows, and in RL each has rollouts of its own. Let mesh.tensor times mesh.context "
+            "divide the devices of a host, and raise mesh.fsdp instead"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

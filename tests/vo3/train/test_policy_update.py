@@ -76,3 +76,14 @@ def test_a_rollout_that_no_row_holds_names_the_key(monkeypatch):
     monkeypatch.setattr(policy_update.processes, "agree", lambda flag: False)
     with pytest.raises(ConfigError, match=r"another process does not fit rl\.shapes"):
         updater().micro_batches([])
+
+
+def test_processes_that_would_share_rows_are_refused(monkeypatch):
+    mesh = make_mesh(config(**{"mesh.fsdp": 2, "mesh.tensor": 4}), jax.devices())
+    policy_update.check_processes(mesh)
+    monkeypatch.setattr(policy_update.sharding, "row_groups", lambda mesh: (0, 2))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    policy_update.check_processes(mesh)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor=4 .* 4 processes would share 2 sets"):
+        policy_update.check_processes(mesh)
