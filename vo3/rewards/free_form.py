@@ -19,6 +19,18 @@ _START = 60.0
 _LONGEST = 400
 
 
+def require(kind: str) -> None:
+    """Imports what answers of this kind are scored with: "rouge", "numeric", or "letter", which needs nothing.
+
+    Raises:
+      ImportError: the package is missing; says what to install.
+    """
+    if kind == "rouge":
+        _scorer()
+    elif kind == "numeric":
+        _check_math()
+
+
 def rouge(given: str, truth: str) -> float:
     """Mean of the ROUGE-1, ROUGE-2 and ROUGE-L F-measures, in [0, 1]; stemmed.
 
@@ -76,6 +88,13 @@ def _pool(workers: int) -> Pool:
     return Pool(workers)
 
 
+def _check_math() -> None:
+    try:
+        import math_verify  # noqa: F401  the workers' import, found missing here
+    except ImportError as error:
+        raise ImportError(f"free_form='numeric' needs the package math-verify; {_HINT}") from error
+
+
 class Pool:
     """Worker processes that compare formulas; from several threads at once, each call has a worker of its own.
 
@@ -84,12 +103,7 @@ class Pool:
     """
 
     def __init__(self, workers: int = 1):
-        try:
-            import math_verify  # noqa: F401  the workers' import, found missing here
-        except ImportError as error:
-            raise ImportError(
-                f"free_form='numeric' needs the package math-verify; {_HINT}"
-            ) from error
+        _check_math()
         self.killed = 0
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for _ in range(max(1, workers)):

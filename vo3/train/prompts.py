@@ -148,7 +148,8 @@ class RowPrompts:
         """Nothing to do: the videos lie where the rows say."""
 
     def _single(self, source: str) -> bool:
-        return "multi" not in source and self._sources[source] != "gather"
+        # By the rule, as aliases do not say it: `gather` and `free` are the rules of several clues.
+        return "multi" not in source and self._sources[source] not in ("gather", "free")
 
     def _plain(self, number: int) -> int:
         epoch, place = divmod(number, self.per_epoch)

@@ -13,6 +13,7 @@ import ml_collections
 
 from vo3.clueworld.scales import SCALES
 from vo3.rewards import RewardPolicy
+from vo3.rewards.free_form import require
 from vo3.rollout import RolloutPolicy, Sampling
 from vo3.rollout.buckets import GroupBuckets
 from vo3.train import config as config_lib
@@ -200,6 +201,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
             make(config)
         except ValueError as error:
             faults.append(f"rl.{make.__name__}: {error}")
+    try:
+        require(config.rl.reward.free_form)
+    except ImportError as error:  # every reward would raise it, and its rollout be lost
+        faults.append(f"rl.reward.{error}")
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -235,6 +240,8 @@ def _bad_values(rl: ml_collections.ConfigDict) -> Iterable[str]:
     elif any(not Shape(*b).holds(Shape(*a)) for a, b in zip(rl.shapes, rl.shapes[1:])):
         yield f"rl.shapes={rl.shapes}: each must hold the one before it"
     for shape in rl.shapes:
+        if rl.align < 1:
+            break  # said above
         if len(shape) == 3 and (shape[0] % rl.align or shape[1] % 4):
             yield f"rl.shapes: {shape} needs tokens in multiples of rl.align={rl.align} and patches of 4"
     for name, share in rl.mix:
@@ -263,7 +270,7 @@ def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:
         yield "rl.options names 'gspo', whose ratio is of a sequence, with rl.aggregation='token-mean'; use seq-mean-token-mean"
     if "overlong" in rl.options and rl.overlong_buffer >= rl.overlong_limit:
         yield f"rl.overlong_buffer={rl.overlong_buffer} is not below rl.overlong_limit={rl.overlong_limit}"
-    if rl.prompts_per_step % rl.mini_batches:
+    if rl.mini_batches >= 1 and rl.prompts_per_step % rl.mini_batches:
         yield f"rl.prompts_per_step={rl.prompts_per_step} is no multiple of rl.mini_batches={rl.mini_batches}"
     if (
         rl.shapes
@@ -274,6 +281,17 @@ def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:
             f"rl.shapes ends at rows of {rl.shapes[-1][0]} tokens; a rollout of rl.rollout.max_length={rl.rollout.max_length} and "
             f"the border of its leaf need {rl.rollout.max_length + rl.align}"
         )
+    # Patches depend on the videos and on the model: a rollout that has too many ends the run by the name of the key.
+    turn = min(rl.rollout.max_new_tokens, rl.rollout.max_length)
+    if rl.shapes and len(rl.shapes[-1]) == 3 and rl.shapes[-1][2] < turn:
+        yield (
+            f"rl.shapes ends at rows of {rl.shapes[-1][2]} trained tokens; a turn of "
+            f"rl.rollout.max_new_tokens={rl.rollout.max_new_tokens} has up to {turn}"
+        )
+    if rl.curriculum != "off" and rl.mix:
+        yield f"rl.curriculum={rl.curriculum!r} orders an epoch of rows, and rl.mix draws them; leave one of them out"
+    if rl.curriculum != "off" and c.data.source == "clueworld":
+        yield f"rl.curriculum={rl.curriculum!r} is of rows; ClueWorld draws every prompt by rl.clueworld.tool_share"
     if rl.mix and c.data.source == "clueworld":
         yield "rl.mix is of rows; ClueWorld's is rl.clueworld.tool_share"
     if rl.reward.free_form != "letter" and c.data.source == "clueworld":

@@ -1,7 +1,10 @@
 """The RL configuration: the published values, contradictions, what the sections mean."""
 
+import sys
+
 import pytest
 
+from vo3.rewards import free_form
 from vo3.train import config as c
 from vo3.train import rl_config as r
 from vo3.train.config import ConfigError
@@ -55,6 +58,11 @@ def test_configs_resolve_and_their_docstring_is_the_command(name):
         ({"rl.group": 1}, "rl.group=1 is below 2"),
         ({"rl.clip": (1.2, 0.3)}, "two positive numbers"),
         ({"rl.mini_batches": 5}, "no multiple of rl.mini_batches"),
+        ({"rl.mini_batches": 0}, "rl.mini_batches=0 is below 1"),
+        ({"rl.align": 0}, "rl.align=0 is below 1"),
+        ({"rl.curriculum": "single_first", "rl.mix": (("a", 1.0),)}, "leave one of them out"),
+        ({"rl.curriculum": "single_first", "data.source": "clueworld"}, "is of rows"),
+        ({"rl.shapes": ((65_536, 64, 16),)}, "a turn of rl.rollout.max_new_tokens=8192 has up to"),
         ({"rl.shapes": ((256, 64, 8),)}, "the border of its leaf need 32896"),
         ({"rl.shapes": ((65_536, 64, 8), (32_768, 64, 8))}, "each must hold the one before"),
         ({"rl.shapes": ((65_500, 64, 8),)}, "multiples of rl.align"),
@@ -74,6 +82,22 @@ def test_configs_resolve_and_their_docstring_is_the_command(name):
 def test_contradictions_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         r.validate(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "name"),
+    [("rouge", "rouge_score", "rouge-score"), ("numeric", "math_verify", "math-verify")],
+)
+def test_a_reward_whose_package_is_missing_is_refused(monkeypatch, kind, package, name):
+    free_form._scorer.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ConfigError, match=rf"rl\.reward\.free_form='{kind}' needs the package {name}; pip"
+    ):
+        r.validate(config(**{"rl.reward.free_form": kind}))
+    r.validate(config())
+    monkeypatch.undo()
+    r.validate(config(**{"rl.reward.free_form": kind}))
 
 
 def test_two_options_that_can_both_be_meant_pass():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from vo3.rewards.trajectory_guided import DATA_SOURCES
 from vo3.train import row_feed
 from vo3.train.config import ConfigError, override
 from vo3.train.prompts import ClueWorldPrompts, RowPrompts, opener
@@ -68,6 +69,11 @@ def test_the_curriculum_puts_single_clues_first(rows, tmp_path):
     first = [one[i].task.target.data_source for i in range(20)]
     assert set(first[14:]) == {"clue_multi_w_tool"} and "clue_multi_w_tool" not in first[:14]
     assert "clue_multi_w_tool" in {one[i].task.target.data_source for i in range(20, 30)}
+    single = {source for source in DATA_SOURCES if one._single(source)}
+    assert single == {
+        "clue_single_w_tool", "tool_reward_with_round_penalty", "clue_single_wo_tool", "tool_penalty_single_turn",
+        "temporal_grounding",
+    }  # fmt: skip
 
 
 def test_bad_rows_are_written_down_and_limited(rows, tmp_path):
