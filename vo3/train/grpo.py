@@ -3,8 +3,8 @@
     python -m vo3.train.grpo --config=configs/rl.py --workdir=DIR [--config.rl.group=8 ...]
 
 A step rolls out `rl.group` conversations of every prompt, scores them, and updates the policy on the groups whose rewards differ. It reads top to
-bottom: config, data, model, loop. A step is a pure function of (config, step, place in the data, parameters), so a run that is killed and
-started again goes on from its newest checkpoint as if nothing had happened; one that was interrupted between rollouts and update keeps the rollouts.
+bottom: config, data, model, loop. A step is a function of (config, step, place in the data, parameters), up to the rounding of the rollouts' buckets, so
+a run that is killed and started again goes on from its newest checkpoint; one that was interrupted between rollouts and update keeps the rollouts.
 
 Where this departs from GRPO as first written (Shao et al. 2024, arXiv 2402.03300), by what Video-o3's settings amount to, unless marked *ours*:
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -182,6 +183,14 @@ def test_the_run_ends_with_the_data(tmp_path):
     result = run(tmp_path, per_epoch=3, steps=9)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert (result.step, result.finished) == (2, True) and [r["groups"] for r in rows] == [2, 1]
+
+
+def test_the_page_names_files_of_trajectories_that_a_run_writes():
+    every = config(**{"rl.trajectories_every": 10}).rl.trajectories_every
+    written = [f"step-{n:06d}" for n in range(1, 30) if grpo.Loop._due(every, n)]
+    assert written == ["step-000001", "step-000011", "step-000021"]
+    named = re.findall(r"step-\d{6}", (ROOT / "docs" / "rl.md").read_text())
+    assert named and set(named) <= set(written)
 
 
 def test_a_workdir_of_another_configuration_is_refused(whole):
