@@ -3,7 +3,8 @@
     python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--videos=DIR] [--one-look | --baseline=VIEW]
 
 Every world gives three different questions of each quadrant (see `vo3.clueworld.tasks`), about half of them with options. Every trajectory is written to
-WORKDIR/trajectories.jsonl as it ends; a second run goes on where the first stopped. `--one-look` asks the same model on uniform frames at as many visual tokens as an
+WORKDIR/NAME/trajectories.jsonl as it ends, NAME being agent, one-look or the baseline's view; a second run goes on where the first stopped, and is refused where the checkpoint
+or what it is shown is another: WORKDIR/NAME/settings.json tells. `--one-look` asks the same model on uniform frames at as many visual tokens as an
 agent with one clip sees (100), without any clip: what is in reach of one look. `--baseline` asks a one-turn model that was trained for it (`vo3.clueworld.recipe --view=VIEW`)
 on uniform frames of a resolution of `vo3.clueworld.scales`, at the visual tokens of an agent with two clips.
 """
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -23,8 +25,11 @@ from vo3.clueworld import tasks
 from vo3.clueworld.film import write_video
 from vo3.clueworld.scales import VIEWS, get_scale
 from vo3.clueworld.world import HELD_OUT, World, WorldConfig, make_world
+from vo3.evals import fingerprint
+from vo3.evals.journal import FILE, SETTINGS, Journal, check_settings
 from vo3.rewards import score
 from vo3.rewards.grounding import Interval, overlap
+from vo3.train.config import ConfigError
 from vo3.trajectory import Task, Trajectory
 from vo3.video import CropPolicy, VideoCrop, VideoError
 
@@ -184,8 +189,9 @@ def evaluate(
     config: WorldConfig | None = None,
     ask: Callable[[World, str], Iterator[Task]] = questions,
     videos: epath.Path | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> list[Trajectory]:
-    """Runs what is not in `trajectories.jsonl` yet; returns all of it.
+    """Runs what is not in `trajectories.jsonl` yet; returns what these worlds were asked, in order.
 
     Args:
       agent: to ask.
@@ -195,18 +201,26 @@ def evaluate(
       config: of the worlds; None: the embedded model's.
       ask: (world, path of its video) -> questions.
       videos: where videos are kept, written where they are missing; None: beside `workdir`.
+      settings: what decides the answers, kept beside them; None: the name of `workdir` tells it.
+
+    Raises:
+      ConfigError: `workdir` holds answers that were made with other settings, or with ones that nobody wrote down.
     """
-    videos, rows = videos or workdir.parent / "videos", workdir / "trajectories.jsonl"
-    workdir.mkdir(parents=True, exist_ok=True)
-    done = (
-        [Trajectory.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
-    )
-    known = {t.task.id for t in done}
-    with rows.open("a") as log:
+    videos, rows = videos or workdir.parent / "videos", workdir / FILE
+    if settings is not None:
+        if rows.exists() and not (workdir / SETTINGS).exists():
+            raise ConfigError(
+                f"{workdir} holds answers without {SETTINGS}, so whose they are cannot be told; choose another --workdir, or remove the folder"
+            )
+        check_settings(workdir, settings)
+    asked: list[str] = []
+    with Journal(rows) as log:
         for seed in range(FIRST_SEED, FIRST_SEED + worlds):
             world = make_world(seed, config=config)
             path = videos / f"{seed}.mp4"
-            todo = [t for t in ask(world, str(path)) if t.id not in known]
+            questions_here = list(ask(world, str(path)))
+            asked += [t.id for t in questions_here]
+            todo = [t for t in questions_here if t.id not in log.done]
             if not todo:
                 continue
             if not path.exists():
@@ -215,11 +229,9 @@ def evaluate(
             shown = OneLook(video) if one_look else video
             for task in todo:
                 policy = dataclasses.replace(agent.engine.policy, max_turns=1 if one_look else 8)
-                result = agent.engine.rollout(task, shown, policy=policy).trajectory
-                done.append(result)
-                log.write(result.dumps() + "\n")
-            log.flush()
-    return done
+                log.append(agent.engine.rollout(task, shown, policy=policy).trajectory)
+        known = {t.task.id: t for t in log.trajectories}
+    return [known[name] for name in asked]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -250,7 +262,22 @@ def main(argv: list[str] | None = None) -> None:
     workdir = epath.Path(args.workdir)
     name = args.baseline or ("one-look" if args.one_look else "agent")
     videos = epath.Path(args.videos) if args.videos else None
-    rows = evaluate(agent, workdir / name, args.worlds, one_look=name != "agent", videos=videos)
+    settings = {
+        "checkpoint": fingerprint.of_checkpoint(model.source),
+        "crop_policy": policy.to_json(),
+        "one_look": name != "agent",
+    }
+    try:
+        rows = evaluate(
+            agent,
+            workdir / name,
+            args.worlds,
+            one_look=name != "agent",
+            videos=videos,
+            settings=settings,
+        )
+    except ConfigError as error:
+        raise SystemExit(f"evaluate: {error}") from error
     figures = summarise(rows)
     for key, value in figures.items():
         print(f"{key:52s} {value if isinstance(value, Share) else round(value, 3)}")

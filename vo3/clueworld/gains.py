@@ -20,6 +20,7 @@ from etils import epath
 
 from vo3.clueworld import tasks
 from vo3.clueworld.evaluate import is_right
+from vo3.evals.journal import FILE, read_parts
 from vo3.evals.statistics import mcnemar
 from vo3.rewards import score
 from vo3.rewards.grounding import Interval, overlap
@@ -34,11 +35,10 @@ def read(folder: epath.PathLike) -> dict[str, Trajectory]:
     Raises:
       FileNotFoundError: the folder has none.
     """
-    file = epath.Path(folder) / "trajectories.jsonl"
+    file = epath.Path(folder) / FILE
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist; make it with vo3.clueworld.evaluate")
-    rows = [Trajectory.loads(line) for line in file.read_text().splitlines()]
-    return {row.task.id: row for row in rows}
+    return {row.task.id: row for row in read_parts(epath.Path(folder))}
 
 
 def right(trajectory: Trajectory) -> float:

@@ -1,7 +1,9 @@
 """The evaluation: its figures by hand, and one world end to end with the embedded model."""
 
 import dataclasses
+import functools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from vo3.clueworld.evaluate import Share, questions, summarise
 from vo3.clueworld.tasks import GROUNDING, MULTI_SEEN, MULTI_TOOL, SINGLE_TOOL
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import HELD_OUT, make_world
+from vo3.rollout import RolloutPolicy
+from vo3.train.config import ConfigError
 from vo3.trajectory import Call, Observation, Trajectory, Turn
 from vo3.video import plan_clip
 
@@ -116,6 +120,41 @@ def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
     looks = (tmp_path / "one-look" / "trajectories.jsonl").read_text().splitlines()
     assert len(looks) == 15
     assert all(len(Trajectory.loads(line).observations) == 1 for line in looks)
+    with pytest.raises(SystemExit, match=r"evaluate: .*made with other settings \(checkpoint was"):
+        evaluate.main([*arguments, "--checkpoint", "clueworld-sft"])
+
+
+class Engine:
+    """Answers everything with a text that another reader of lines would split."""
+
+    policy = RolloutPolicy()
+
+    def __init__(self):
+        self.asked = []
+
+    def rollout(self, task, video, *, policy):
+        self.asked.append(task.id)
+        return types.SimpleNamespace(trajectory=answered(task, "one\u2028two"))
+
+
+def test_answers_are_kept_for_what_is_asked_and_for_who_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "write_video", lambda world, path: path)
+    monkeypatch.setattr(evaluate, "VideoCrop", lambda path, policy: path)
+    agent = types.SimpleNamespace(engine=Engine(), crop_policy=None)
+    ask = functools.partial(evaluate.evaluate, agent, tmp_path / "a", one_look=False)
+    first = ask(2, settings={"checkpoint": "x"})
+    assert len(first) == len(agent.engine.asked) == 30
+    assert ask(2, settings={"checkpoint": "x"}) == first  # read again, and nothing is asked
+    assert ask(1, settings={"checkpoint": "x"}) == first[:15] and len(agent.engine.asked) == 30
+    with pytest.raises(ConfigError, match=r"checkpoint was 'x', is 'y'.*choose another --workdir"):
+        ask(1, settings={"checkpoint": "y"})
+    # A torn line is of a kill: its question is asked again.
+    rows = tmp_path / "a" / "trajectories.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-9])
+    assert ask(2, settings={"checkpoint": "x"}) == first and len(agent.engine.asked) == 31
+    (tmp_path / "a" / "settings.json").unlink()
+    with pytest.raises(ConfigError, match=r"answers without settings.json.*remove the folder"):
+        ask(1, settings={"checkpoint": "x"})
 
 
 def test_trained_seeds_are_refused(tmp_path):
