@@ -6,6 +6,9 @@ Two parts. Legibility: at which of three resolutions a digit can be read at all,
 Bound: on the evaluation's questions, the share whose cards the uniform frames of the coarsest legible resolution happen to show; with every answer that they leave open guessed as
 well as can be, from the digits that are seen, the options, and how questions are made. The oracle finds every frame, reads every digit and knows the order of the cards.
 
+With the reader: the same for somebody who has a digit that is shown from one frame, as the reader has it: the best guess under how probable it holds each digit, with the options and how questions are made. A digit that is half
+read still tells options apart, and mostly which of two digits is higher.
+
 An agent may be compared with it where it looks at one clip a card: frames are counted at the visual tokens of an overview with one fine clip for questions on one card, with two
 for questions on two. The bound is one of frames, not of models: a coarse frame that the reader half reads may serve a model better than a legible one that misses
 the card, and the last lines of the output say how well. Resolutions are those of the baselines; a frame more is given where tokens do not divide.
@@ -25,7 +28,7 @@ from etils import epath
 
 from vo3.clueworld import tasks
 from vo3.clueworld.evaluate import FIRST_SEED, Share, questions_of
-from vo3.clueworld.legibility import Reader, cut_cells, readings
+from vo3.clueworld.legibility import Reader, Readings, cut_cells, readings
 from vo3.clueworld.scales import RESOLUTIONS, SCALES, Scale, get_scale, uniform
 from vo3.clueworld.views import observe
 from vo3.clueworld.world import HELD_OUT, World, make_world
@@ -49,6 +52,7 @@ class Look:
       cards: cards whose digits are asked for.
       seen: those of them that a frame shows.
       chance: of the best answer, 1 when all are seen.
+      read: of the best answer of somebody who reads what is seen as well as the reader; `chance` without one.
     """
 
     quadrant: str
@@ -57,6 +61,7 @@ class Look:
     cards: int
     seen: int
     chance: float
+    read: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,33 +72,53 @@ class Bound:
     right: float
     blind: float
 
-    def with_reader(self, looks: Sequence[Look], read: Share) -> float:
-        """The share right where every digit that is shown is read right as often as the reader does, and a miss is a wrong answer.
-
-        Args:
-          looks: the bound's.
-          read: digits read right at this resolution.
-        """
-        p = read.right / read.total
-        return float(np.mean([p**k.cards if k.seen == k.cards else k.chance for k in looks]))
-
     def __str__(self) -> str:
         return f"shown {self.contained}; oracle {100 * self.right:.1f} %; seeing nothing {100 * self.blind:.1f} %"
 
 
-def chance(question: tasks.Question, task: Task, seen: set[str]) -> float:
-    """How probable the best answer is to somebody who knows the digits on the cards of the `seen` colours.
+def chance(
+    question: tasks.Question, task: Task, seen: set[str], read: Readings | None = None
+) -> float:
+    """How probable it is that the best answer is right, to somebody who sees the cards of the `seen` colours.
 
     Digits that are not seen are uniform among those that the question can have been made of; the answer that most of them lead to is given.
+
+    Args:
+      question, task: what is asked.
+      seen: colours of cards.
+      read: how digits that are seen are read: as cards with this digit were, one as probable as another; None: rightly.
     """
-    total: dict[str, float] = {}
-    ranges = [(card.digit,) if card.color in seen else range(10) for card in question.looks]
-    for digits in itertools.product(*ranges):
-        answer = _answer(question, digits)
-        if answer is None or (task.options and answer not in task.options.values()):
-            continue
-        total[answer] = total.get(answer, 0.0) + 1.0
-    return max(total.values()) / sum(total.values())
+    known = [card.color in seen for card in question.looks]
+    shape = (10,) * len(known)
+    answers = [
+        _answer(question, digits) for digits in itertools.product(range(10), repeat=len(known))
+    ]
+    given = sorted({a for a in answers if a and (not task.options or a in task.options.values())})
+    # Whether these digits lead to this answer: [A, 10] or [A, 10, 10].
+    leads = np.array([[a == answer for a in answers] for answer in given], float)
+    leads = leads.reshape(len(given), *shape)
+    exact = np.eye(10)
+    truth = [
+        exact[[c.digit]] if k else np.ones((1, 10))
+        for c, k in zip(question.looks, known, strict=True)
+    ]
+    held = truth
+    if read is not None:
+        held = [
+            read.of(c.digit) if k else t
+            for c, k, t in zip(question.looks, known, truth, strict=True)
+        ]
+    true, believed = _weigh(leads, truth), _weigh(leads, held)
+    best = np.isclose(believed, believed.max(-1, keepdims=True), rtol=1e-9, atol=0)
+    best = best / best.sum(-1, keepdims=True)
+    return float((best * true).sum(-1).mean() / true.sum())
+
+
+def _weigh(leads: np.ndarray, held: Sequence[np.ndarray]) -> np.ndarray:
+    """How much speaks for each answer, for every way in which the cards are read: [n, A] for one card, [n, m, A] for two."""
+    if len(held) == 1:
+        return np.einsum("ad,nd->na", leads, held[0])
+    return np.einsum("ade,nd,me->nma", leads, *held, optimize=True)
 
 
 def _answer(question: tasks.Question, digits: Sequence[int]) -> str | None:
@@ -109,9 +134,15 @@ def _answer(question: tasks.Question, digits: Sequence[int]) -> str | None:
 
 
 def looks(
-    scale: Scale, height: int, width: int, worlds: Sequence[int], *, options: float = 0.5
+    scale: Scale,
+    height: int,
+    width: int,
+    worlds: Sequence[int],
+    *,
+    options: float = 0.5,
+    read: Readings | None = None,
 ) -> list[Look]:
-    """The tool questions of these worlds, under uniform frames of a size at the tokens of an agent with as many clips as cards."""
+    """The tool questions of these worlds, under uniform frames of a size at the tokens of an agent with as many clips as cards; `read` at that size."""
     found = []
     policies = {
         clips: uniform(scale.policy, height, width, tokens=scale.tokens(clips)) for clips in (1, 2)
@@ -124,6 +155,7 @@ def looks(
         ):
             at = times[len(question.looks)]
             seen = {c.color for c in question.looks if ((at >= c.start) & (at < c.end)).any()}
+            best = chance(question, task, seen)
             found.append(
                 Look(
                     tasks.source_of(question),
@@ -131,7 +163,8 @@ def looks(
                     world.duration,
                     len(question.looks),
                     len(seen),
-                    chance(question, task, seen),
+                    best,
+                    best if read is None else chance(question, task, seen, read),
                 )
             )
     return found
@@ -179,13 +212,12 @@ def _blind(scale: Scale, seeds: Sequence[int], options: float) -> list[float]:
     ]
 
 
-def legibility(scale: Scale, *, worlds: int, frames: int) -> dict[str, Share]:
-    """Digits read right at each resolution, on held-out worlds."""
+def legibility(scale: Scale, *, worlds: int, frames: int) -> dict[str, Readings]:
+    """How digits are read at each resolution, on held-out worlds."""
     found = {}
     for name, (height, width) in RESOLUTIONS.items():
         reader = Reader(height, width, scale.world, frames=frames)
-        rows = readings(reader, worlds=worlds, first_seed=READ_SEED)
-        found[name] = Share(int((rows[:, 2] == rows[:, 3]).sum()), len(rows))
+        found[name] = readings(reader, worlds=worlds, first_seed=READ_SEED)
     return found
 
 
@@ -214,7 +246,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"--worlds and --read: at least 1, at most {HELD_OUT - READ_SEED}")
     scale = get_scale(args.scale)
     options = 0.5 if args.scale == "clueworld" else 0.0
-    read = legibility(scale, worlds=args.read, frames=args.frames)
+    every = legibility(scale, worlds=args.read, frames=args.frames)
+    read = {name: Share(some.right, some.total) for name, some in every.items()}
     for name, (height, width) in RESOLUTIONS.items():
         cut = functools.partial(cut_cells, height, width, scale.world)
         print(
@@ -226,19 +259,15 @@ def main(argv: list[str] | None = None) -> None:
     rows = table(scale, args.worlds, legible=legible, options=options)
     for name, row in rows.items():
         print(f"{name:42s} {row}")
-    print(
-        "\nat every resolution; with the reader: digits that are shown are read as often as above"
-    )
+    print("\nat every resolution; with the reader: the best guess from what the reader makes of it")
     seeds = range(FIRST_SEED, FIRST_SEED + args.worlds)
     readers = {}
     for name, size in RESOLUTIONS.items():
-        found = table(scale, args.worlds, legible=name, options=options)
-        every = looks(scale, *size, seeds, options=options)
+        found = looks(scale, *size, seeds, options=options, read=every[name])
         for quadrant in (tasks.SINGLE_TOOL, tasks.MULTI_TOOL):
-            some = [look for look in every if look.quadrant == quadrant]
-            share = found[quadrant].with_reader(some, read[name])
-            readers[f"{name}: {quadrant}"] = share
-            shown = found[quadrant].contained
+            some = [look for look in found if look.quadrant == quadrant]
+            share = readers[f"{name}: {quadrant}"] = float(np.mean([look.read for look in some]))
+            shown = Share(sum(look.seen == look.cards for look in some), len(some))
             print(f"{name:7s} {quadrant:20s} shown {shown}; with the reader {100 * share:.1f} %")
     if args.json:
         plain = {

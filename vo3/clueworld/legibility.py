@@ -1,7 +1,8 @@
 """How legible a digit is at a resolution, measured without a model, and how it lies on the patches of that resolution.
 
 The reader knows where the card is and what colour it has, and compares the pixels around the digit with what each digit looks like at this place and size on average:
-the nearest template, with distances weighted by the covariance of what else there is (blotches, grain). A trained model can at best learn the same.
+the nearest template, with distances weighted by the covariance of what else there is (blotches, grain). How near the others are says how probable they are: what it half reads still
+tells options and comparisons apart.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ class Reader:
                 samples[card.cell].append((self._features(shown, card), card.digit))
         self._readers = {cell: _Nearest(*zip(*some, strict=True)) for cell, some in samples.items()}
 
-    def read(self, frame: UInt8[np.ndarray, "h w 3"], card: Card) -> int:
-        """The digit that the frame shows on `card`, whose own digit is not looked at."""
+    def read(self, frame: UInt8[np.ndarray, "h w 3"], card: Card) -> Float[np.ndarray, "10"]:
+        """How probable it is that the frame shows each digit on `card`, whose own digit is not looked at."""
         return self._readers[card.cell](self._features(frame, card))
 
     def _sheet(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Card]]:
@@ -129,7 +130,7 @@ class Reader:
 
 
 class _Nearest:
-    """The class whose mean is nearest under the covariance within classes."""
+    """Classes of one covariance, equally frequent: how probable each is by the distance of its mean."""
 
     def __init__(self, features: tuple[np.ndarray, ...], labels: tuple[int, ...]):
         x, y = np.stack(features), np.asarray(labels)
@@ -139,26 +140,57 @@ class _Nearest:
         ridge = 1e-3 * np.trace(covariance) / len(covariance)
         self.weight = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
 
-    def __call__(self, features: np.ndarray) -> int:
+    def __call__(self, features: np.ndarray) -> Float[np.ndarray, "10"]:
         away = features - self.means
-        return int(np.argmin(np.einsum("dn,nm,dm->d", away, self.weight, away)))
+        distance = np.einsum("dn,nm,dm->d", away, self.weight, away)
+        near = np.exp((distance.min() - distance) / 2)
+        return near / near.sum()
 
 
-def readings(
-    reader: Reader, *, worlds: int, first_seed: int, seed: int = 0
-) -> Int[np.ndarray, "cards 4"]:
-    """Digits of the cards of some worlds, one a card, as drawn and as read.
+@dataclasses.dataclass(frozen=True)
+class Readings:
+    """What a reader makes of cards.
 
-    Returns:
-      Columns: column and row of the cell, digit, digit read.
+    Attributes:
+      digits: on the cards.
+      probable: how probable the reader holds each digit.
     """
+
+    digits: Int[np.ndarray, "cards"]
+    probable: Float[np.ndarray, "cards 10"]
+
+    @property
+    def right(self) -> int:
+        """Cards whose digit is the most probable one."""
+        return int((self.probable.argmax(1) == self.digits).sum())
+
+    @property
+    def total(self) -> int:
+        """Cards."""
+        return len(self.digits)
+
+    def of(self, digit: int) -> Float[np.ndarray, "some 10"]:
+        """The readings of the cards with this digit.
+
+        Raises:
+          ValueError: there is none.
+        """
+        some = self.probable[self.digits == digit]
+        if not len(some):
+            raise ValueError(f"none of {self.total} cards shows {digit}; read more worlds")
+        return some
+
+
+def readings(reader: Reader, *, worlds: int, first_seed: int, seed: int = 0) -> Readings:
+    """What the reader makes of the cards of some worlds, of one frame a card."""
     rng = np.random.default_rng([0x4EAD, seed])
-    rows = []
+    digits, probable = [], []
     for number in range(first_seed, first_seed + worlds):
         world = make_world(number, config=reader.config)
         renderer = Renderer(world)
         for card in world.cards:
             frame = renderer.frame(float(rng.uniform(card.start, card.end)))
             shown = resize(noisy(frame[None], rng, NOISE)[0], *reader.size)
-            rows.append((*card.cell, card.digit, reader.read(shown, card)))
-    return np.asarray(rows)
+            digits.append(card.digit)
+            probable.append(reader.read(shown, card))
+    return Readings(np.asarray(digits), np.asarray(probable))

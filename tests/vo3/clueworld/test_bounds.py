@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vo3.clueworld import bounds, tasks
 from vo3.clueworld.bounds import chance, looks
 from vo3.clueworld.evaluate import FIRST_SEED, Share, questions, questions_of
-from vo3.clueworld.legibility import Reader, cut_cells, glyph, readings
+from vo3.clueworld.legibility import Reader, Readings, cut_cells, glyph, readings
 from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS, SCALES, VIEWS, get_scale, uniform
 from vo3.clueworld.views import observe
 from vo3.clueworld.world import HEIGHT, WIDTH, Card, Renderer, WorldConfig, make_world
@@ -56,8 +56,51 @@ def test_frames_that_show_everything_bound_nothing_and_two_frames_all():
     assert sum(t.target.data_source == tasks.SINGLE_TOOL for t in asked) == 18
     share = bounds.table(SCALE, 6, legible="coarse")[tasks.SINGLE_TOOL]
     assert share.contained == Share(18, 18) and share.right == 1 and share.blind < 0.3
-    single = [look for look in every if look.cards == 1]
-    assert share.with_reader(single, Share(7, 10)) == pytest.approx(0.7)
+    assert all(look.read == look.chance for look in every)
+
+
+def reader(probable):
+    """Readings of ten cards with the digits 0 to 9, each as probable as told, the rest shared by all others."""
+    rest = (1 - probable) / 9
+    return Readings(np.arange(10), np.full((10, 10), rest) + (probable - rest) * np.eye(10))
+
+
+def test_the_best_guess_of_a_reader_by_hand():
+    digit, total, higher = tasks.digit_question(RED), tasks.added(RED, BLUE), tasks.compared(RED, BLUE)  # fmt: skip
+    both = {"red", "blue"}
+    for sure in (1.0, 0.5):
+        for question, seen in ((digit, {"red"}), (total, both), (higher, both), (higher, {"red"})):
+            exact = chance(question, task(question), seen)
+            assert chance(question, task(question), seen, reader(sure)) == pytest.approx(exact)
+    # Who reads nothing off a card that is shown knows as little as without it.
+    nothing = reader(0.1)
+    assert chance(digit, task(digit), {"red"}, nothing) == pytest.approx(0.1)
+    assert chance(higher, task(higher), both, nothing) == pytest.approx(0.5)
+    # Red's 3 is half the time taken for an 8: then the answer is wrong, unless the options leave the 8 out or the other card is lower than both.
+    mistaken = reader(0.9)
+    third = np.where(np.eye(10)[3], 0.4, 0.0) + np.where(np.eye(10)[8], 0.6, 0.0)
+    often = Readings(np.append(mistaken.digits, 3), np.vstack([mistaken.probable, third]))
+    assert chance(digit, task(digit), {"red"}, often) == pytest.approx(0.5)
+    letters = {"A": "3", "B": "1", "C": "0", "D": "9"}
+    assert chance(digit, task(digit, letters), {"red"}, often) == 1
+    assert chance(higher, task(higher), both, often) == pytest.approx(0.5)
+    low = tasks.compared(RED, Card("blue", 1, 20, 29, (1, 1)))
+    assert chance(low, task(low), both, often) == 1
+    # A sum with 5: that 8 cannot have been summed, as 13 has two digits.
+    assert chance(total, task(total), both, often) == 1
+    assert (often.right, often.total) == (10, 11)
+    with pytest.raises(ValueError, match="none of 11 cards shows 10; read more worlds"):
+        often.of(10)
+
+
+@given(st.integers(1, 2**40), st.sampled_from(["digit", "after", "sum", "higher", "ends"]))
+def test_a_sure_reader_is_the_oracle(seed, kind):
+    world, rng = make_world(seed), np.random.default_rng(seed)
+    question = tasks.KINDS[kind](world, rng)
+    seen = {card.color for card in question.looks if rng.random() < 0.7}
+    asked = task(question)
+    oracle = chance(question, asked, seen)
+    assert chance(question, asked, seen, reader(1.0)) == pytest.approx(oracle)
 
 
 def test_questions_are_those_of_the_evaluation():
@@ -134,8 +177,12 @@ def test_the_reader_reads_fine_digits_and_not_those_of_specks():
     first = bounds.READ_SEED
     fine = readings(Reader(84, 168, config, frames=60), worlds=4, first_seed=first)
     tiny = readings(Reader(28, 28, config, frames=60), worlds=12, first_seed=first)
-    assert (fine[:, 2] == fine[:, 3]).mean() > 0.9
-    assert (tiny[:, 2] == tiny[:, 3]).mean() < 0.7
+    assert fine.right > 0.9 * fine.total
+    assert tiny.right < 0.7 * tiny.total
+    for read in (fine, tiny):
+        np.testing.assert_allclose(read.probable.sum(1), 1)
+    # It knows when it does not know.
+    assert tiny.probable.max(1).mean() < fine.probable.max(1).mean()
 
 
 def test_the_coarsest_legible_resolution():
@@ -147,7 +194,7 @@ def test_the_coarsest_legible_resolution():
 
 def test_the_command_end_to_end(tmp_path, capsys):
     out = tmp_path / "b.json"
-    arguments = ["--worlds", "3", "--read", "3", "--frames", "60", "--json", str(out)]
+    arguments = ["--worlds", "3", "--read", "15", "--frames", "60", "--json", str(out)]
     bounds.main(arguments)
     printed = capsys.readouterr().out
     assert "coarsest legible" in printed and "clue_multi_w_tool: sum" in printed
