@@ -4,9 +4,9 @@ Every cell of the grid trains a model of the micro-world from nothing by the tra
 own loop. A cell with a section `rl` goes on with RL from its last stage, by the RL trainer's own loop (`configs/ablate_rl.py`). Stages that cells share are trained once. What is done is
 kept in the workdir: a second run goes on where the first stopped, RL within its own steps, and prints the same table.
 
-The table has one row a cell: for every quadrant the share of right answers, with the 95 % interval over questions (Wilson, all seeds together) and, from two seeds on, the
-mean and its 95 % interval over seeds (Student's t): of the first cell itself, of the others of their difference from it, seed by seed. Tokens, calls and IoU are of the questions on a single
-clue that need a call. Time is the wall clock of the cell's stages, whoever trained them, or of its RL alone where it has RL.
+The table has one row a cell: for every quadrant the share of right answers with its 95 % interval and, but for the first cell, the difference from the first, question by question and seed
+by seed, with its own. Intervals cover worlds and seeds at once (bootstrap, `vo3.clueworld.resample`). Tokens, calls and IoU are of the questions on a single
+clue that need a call; without any call the IoU is 0. Time is the wall clock of the cell's stages, whoever trained them, or of its RL alone where it has RL.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 from flax import nnx
+from jaxtyping import Bool
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
@@ -34,11 +35,12 @@ from vo3.agent import VideoAgent
 from vo3.chat import PromptPack
 from vo3.clueworld import tasks
 from vo3.clueworld.evaluate import Share, evaluate, is_right, questions
+from vo3.clueworld.gains import iou
 from vo3.clueworld.pretrain import train_vision
+from vo3.clueworld.resample import interval, world_of
 from vo3.clueworld.scales import AGENT, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
-from vo3.rewards.grounding import Interval, overlap
 from vo3.train import config as config_lib
 from vo3.train import grpo
 from vo3.train.sft import latest_params, train
@@ -173,7 +175,8 @@ class Stages:
         short.init_vision = str(before / "vision.npz") if first else ""
         short.init_from = "" if first else str(before)
         short.data.update(
-            # Streams of stages and seeds share no world.
+            # Streams of fine-tuning share no world with each other. The vision tower's has the plain seed and draws worlds in the same
+            # way: it shares them with the stream of that number. None meets the evaluation's.
             {"seed": 10 * seed + STAGES.index(stage), "scale": cell.scale, "view": cell.view}
         )
         if tdam is not None:
@@ -218,61 +221,56 @@ class Asker:
         return agent
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What a cell's models answer in a quadrant, one `Share` a seed."""
+    """What a cell's models answer in a quadrant.
 
-    shares: tuple[Share, ...]
+    Attributes:
+      right: whether each seed's model answers each question rightly.
+      worlds: that the questions are about.
+    """
 
-    @property
-    def pooled(self) -> Share:
-        """All seeds' questions together."""
-        return Share(sum(s.right for s in self.shares), sum(s.total for s in self.shares))
-
-    @property
-    def over_seeds(self) -> tuple[float, float, float]:
-        """(mean, low, high): Student's t over seeds; (mean, 0, 1) for one."""
-        if len(self.shares) < 2:
-            return float(self._values.mean()), 0.0, 1.0
-        return _student(self._values)
+    right: Bool[np.ndarray, "seeds questions"]
+    worlds: tuple[str, ...]
 
     @property
-    def _values(self) -> np.ndarray:
-        return np.array([s.right / max(s.total, 1) for s in self.shares])
+    def shares(self) -> tuple[Share, ...]:
+        """Of each seed."""
+        return tuple(Share(int(row.sum()), len(row)) for row in self.right)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the mean, over worlds and seeds."""
+        low, high = interval(self.right.astype(float), self.worlds)
+        return max(low, 0.0), min(high, 1.0)
 
     def __str__(self) -> str:
-        if len(self.shares) < 2:
-            return str(self.pooled)
-        mean, low, high = self.over_seeds
-        return f"{self.pooled}; seeds {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        low, high = self.interval
+        return f"{100 * self.right.mean():.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
     def beside(self, first: Result) -> str:
-        """With the difference from another cell of the same seeds, seed by seed: what seeds have in common falls out."""
-        if len(self.shares) < 2:
-            return str(self)
-        mean, low, high = (100 * x for x in _student(self._values - first._values))
-        return f"{self.pooled}; {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        """With the difference from another cell on the same questions and seeds: what these have in common falls out."""
+        low, high = self.difference(first)
+        mean = self.right.mean() - first.right.mean()
+        return f"{self}; {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+    def difference(self, first: Result) -> tuple[float, float]:
+        """95 % of the mean difference, over worlds and seeds."""
+        return interval(self.right.astype(float) - first.right, self.worlds)
 
 
-def _student(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high): Student's 95 % interval."""
-    from scipy.stats import t
+def result(seeds: Sequence[Sequence[Trajectory]], quadrant: str) -> Result:
+    """The answers of a quadrant, of the trajectories of every seed.
 
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
-
-
-def called_iou(trajectory: Trajectory) -> float | None:
-    """IoU of all calls with the clues; None without either."""
-    clues = [Interval(c.start, c.end) for c in trajectory.task.target.clues]
-    met = overlap([Interval(c.start, c.end) for c in trajectory.calls], clues)
-    return None if met is None else met.iou
-
-
-def right(rows: Sequence[Trajectory], quadrant: str) -> Share:
-    """Right answers of a quadrant."""
-    some = [t for t in rows if t.task.target.data_source == quadrant]
-    return Share(sum(is_right(t, t.task.target.answer) for t in some), len(some))
+    Raises:
+      ValueError: seeds were not asked the same.
+    """
+    some = [[t for t in rows if t.task.target.data_source == quadrant] for rows in seeds]
+    names = [t.task.id for t in some[0]]
+    if any([t.task.id for t in rows] != names for rows in some):
+        raise ValueError(f"{quadrant}: the seeds were not asked the same questions in order")
+    right = np.array([[is_right(t, t.task.target.answer) for t in rows] for rows in some])
+    return Result(right, tuple(world_of(name) for name in names))
 
 
 def run(
@@ -286,14 +284,14 @@ def run(
             folder, took = stages.run(cell.config, seed)
             rows.append(asker.ask(cell.config, folder))
             seconds.append(took)
-        results = {q: Result(tuple(right(some, q) for some in rows)) for q in config.quadrants}
+        results = {q: result(rows, q) for q in config.quadrants}
         every = [t for some in rows for t in some]
         single = [t for t in every if t.task.target.data_source == tasks.SINGLE_TOOL]
         figures = {
             "minutes": float(np.mean(seconds)) / 60,
             "tokens": _mean([sum(o.tokens for o in t.observations) for t in single]),
             "calls": _mean([len(t.calls) for t in single]),
-            "iou": _mean([iou for t in single if (iou := called_iou(t)) is not None]),
+            "iou": _mean([iou(t) for t in single]),
         }
         yield cell, results, figures
 
@@ -321,8 +319,10 @@ def show(config: ml_collections.ConfigDict, workdir: epath.Path, console: Consol
                 "cell": dict(cell.changes),
                 **figures,
                 "right": {
-                    q: [(s.right, s.total) for s in result.shares] for q, result in results.items()
+                    q: [(s.right, s.total) for s in some.shares] for q, some in results.items()
                 },
+                "interval": {q: some.interval for q, some in results.items()},
+                "difference": {q: some.difference(first[q]) for q, some in results.items()},
             }
         )
         (workdir / "table.json").write_text(json.dumps(written, indent=1) + "\n")

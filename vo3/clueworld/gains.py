@@ -5,8 +5,8 @@
     python -m vo3.clueworld.gains --before=out/rl-eval/before/agent out/rl-eval/seed-0/agent [out/rl-eval/seed-1/agent ...]
 
 Folders hold the `trajectories.jsonl` of `vo3.clueworld.evaluate`; questions that one of them lacks are left out of all. For every quadrant: right answers (mean IoU in grounding), calls per question, and IoU of a
-question's calls with its clues, before and after. After is the mean over the runs, with the lowest and the highest; the difference has, from two runs on, Student's 95 % interval over
-runs, and each run an exact two-sided McNemar test against before.
+question's calls with its clues, before and after. After is the mean over the runs, with the lowest and the highest; the difference has a 95 % interval over
+worlds and runs at once (bootstrap, `vo3.clueworld.resample`), and each run an exact two-sided McNemar test against before.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from etils import epath
 
 from vo3.clueworld import tasks
 from vo3.clueworld.evaluate import is_right
+from vo3.clueworld.resample import interval, world_of
 from vo3.evals.journal import FILE, read_parts
 from vo3.evals.statistics import mcnemar
 from vo3.rewards import score
@@ -71,22 +72,13 @@ class Change:
       before: its mean.
       after: its mean in each run.
       questions: behind each of them.
+      interval: 95 % of the difference of the means, over worlds and runs.
     """
 
     before: float
     after: tuple[float, ...]
     questions: int
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the difference over runs; None for one run."""
-        if len(self.after) < 2:
-            return None
-        from scipy.stats import t
-
-        gains = np.asarray(self.after) - self.before
-        half = t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
-        return float(gains.mean() - half), float(gains.mean() + half)
+    interval: tuple[float, float]
 
 
 def change(
@@ -97,8 +89,14 @@ def change(
     names = sorted(name for name in shared if measure(before[name]) is not None)
     if not names:
         return None
-    mean = lambda some: float(np.mean([measure(some[name]) for name in names]))
-    return Change(mean(before), tuple(mean(run) for run in after), len(names))
+    old, *new = (np.array([measure(run[name]) for name in names]) for run in (before, *after))
+    gains = np.stack(new) - old
+    return Change(
+        float(old.mean()),
+        tuple(float(run.mean()) for run in new),
+        len(names),
+        interval(gains, [world_of(name) for name in names]),
+    )
 
 
 def p_value(before: Answers, after: Answers) -> float:
@@ -139,9 +137,8 @@ def _cells(found: Change, share: bool) -> tuple[str, str, str]:
     signed = (lambda x: f"{100 * x:+.1f}") if share else (lambda x: f"{x:+.2f}")
     middle = float(np.mean(found.after))
     spread = "" if len(found.after) < 2 else f" ({form(min(found.after))} to {form(max(found.after))})"  # fmt: skip
-    gain = signed(middle - found.before)
-    if (interval := found.interval) is not None:
-        gain += f" [{signed(interval[0])}, {signed(interval[1])}]"
+    low, high = found.interval
+    gain = f"{signed(middle - found.before)} [{signed(low)}, {signed(high)}]"
     return form(found.before), f"{form(middle)}{spread}", gain
 
 

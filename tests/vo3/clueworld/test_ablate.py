@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 
 import ml_collections
 import numpy as np
@@ -59,7 +58,7 @@ def test_the_grid_of_rl_changes_one_thing_at_a_time():
         assert changed == ([] if cell is found[1] else [key for key, _ in cell.changes])
 
 
-def test_overlap_of_calls_by_hand():
+def test_an_agent_that_stops_calling_loses_its_overlap():
     turns = (
         Turn("call", "", call=Call(10.0, 20.0, "fine")),
         Turn("call", "", call=Call(30.0, 40.0, "fine")),
@@ -67,8 +66,8 @@ def test_overlap_of_calls_by_hand():
     target = Target("A", (Clue(15.0, 25.0),), "clue_single_w_tool")
     task = Task("t", "v.mp4", "q", None, target)
     # Shared 5 of a union of 10 + 10 + 5.
-    assert ablate.called_iou(Trajectory(task, turns, "answered")) == pytest.approx(1 / 5)
-    assert ablate.called_iou(Trajectory(task, (), "answered")) is None
+    assert ablate.iou(Trajectory(task, turns, "answered")) == pytest.approx(1 / 5)
+    assert ablate.iou(Trajectory(task, (), "answered")) == 0
 
 
 def test_fingerprints_tell_settings_apart():
@@ -77,20 +76,38 @@ def test_fingerprints_tell_settings_apart():
     assert key_of(one, "x") != key_of(one, "y")
 
 
-def test_intervals_over_seeds_by_hand():
-    result = Result((Share(8, 10), Share(9, 10), Share(10, 10)))
-    assert result.pooled == Share(27, 30)
-    mean, low, high = result.over_seeds
-    # Student's t of 2 degrees of freedom at 97.5 %: 4.303.
-    half = 4.302653 * 0.1 / math.sqrt(3)
-    np.testing.assert_allclose((mean, low, high), (0.9, 0.9 - half, 0.9 + half), rtol=1e-6)
-    assert "seeds 90.0 % [65.2, 114.8]" in str(result)
-    # Differences 0.1, 0.1, 0: deviation 0.0577, half of the interval 0.143.
-    other = Result((Share(9, 10), Share(10, 10), Share(10, 10)))
-    assert other.beside(result) == f"{other.pooled}; +6.7 [-7.7, +21.0]"
-    alone = Result((Share(1, 2),))
-    assert alone.beside(alone) == str(alone)
-    assert alone.over_seeds == (0.5, 0.0, 1.0) and "seeds" not in str(alone)
+def answers(*seeds):
+    return Result(np.array(seeds, bool), tuple(str(i // 3) for i in range(len(seeds[0]))))
+
+
+def test_intervals_cover_questions_and_seeds():
+    good, bad = [True] * 27 + [False] * 3, [True] * 15 + [False] * 15
+    agreed, split = answers(good, good, good), answers(good, bad, good)
+    assert agreed.shares == (Share(27, 30),) * 3 and split.shares[1] == Share(15, 30)
+    # Three seeds that agree tell no more than one: not the narrower interval of 90 questions.
+    low, high = agreed.interval
+    np.testing.assert_allclose(agreed.interval, answers(good).interval, atol=0.02)
+    assert high - low > np.diff(Share(81, 90).interval)
+    # Seeds that differ are less sure than their questions.
+    assert np.diff(split.interval) > 1.5 * np.diff(agreed.interval)
+    assert str(agreed) == f"90.0 % [{100 * low:.1f}, {100 * high:.1f}]"
+    assert agreed.beside(agreed) == f"{agreed}; +0.0 [+0.0, +0.0]"
+    lost, won = split.difference(agreed)
+    assert lost < -0.2 and won == pytest.approx(0, abs=0.15)
+    assert split.beside(agreed).startswith(f"{split}; -13.3 [")
+
+
+def asked(name, answer):
+    task = Task(name, "v.mp4", "q", None, Target("A", (), "clue_single_w_tool"))
+    return Trajectory(task, (), "answered", answer)
+
+
+def test_answers_of_seeds_are_paired_by_question():
+    rows = [[asked("7-x", "A"), asked("8-x", "B")], [asked("7-x", "A"), asked("8-x", "A")]]
+    found = ablate.result(rows, "clue_single_w_tool")
+    assert found.worlds == ("7", "8") and found.right.tolist() == [[True, False], [True, True]]
+    with pytest.raises(ValueError, match="not asked the same questions"):
+        ablate.result([rows[0], rows[1][::-1]], "clue_single_w_tool")
 
 
 def small(config):
