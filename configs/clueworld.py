@@ -131,7 +131,9 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
         {"worlds": 12, "lookups": 2, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
     )
     config.data.length = _LENGTHS[view][list(_STAGES).index(stage)]
-    config.data.seed += 100 * config.seed  # seeds and stages share no world
+    # Stages share no world with each other, nor with those of other seeds. The vision tower's stream has the plain seed and draws worlds in the
+    # same way: that of seed 1 shares them with `read` of seed 0, and so on.
+    config.data.seed += 100 * config.seed
     if view != "agent":
         config.data.view = view
     return config
