@@ -328,7 +328,7 @@ def fitted(row: list[Example], length: int, *, asks: bool) -> list[Example]:
             kept.append(example)
     if over > 0:
         raise ValueError(
-            f"data.length is {length}: a row's videos and what is asked of them take {length + over} tokens"
+            f"data.length is {length}: a row's videos and what is asked of them take {length + over} tokens; raise the row length"
         )
     return kept[::-1]
 
