@@ -21,7 +21,8 @@ def interval(
     """The bootstrap's 95 % interval of the mean over runs and questions: worlds and runs are both drawn anew, with replacement (Owen 2007).
 
     Questions on one world are not independent, and the runs answer the same ones, so that neither can stand for the other. A few runs drawn
-    from themselves spread too little, by (n - 1) / n of their variance: their deviations are stretched to make up for it. One run is taken as it is.
+    from themselves spread too little, by (n - 1) / n of their variance: their deviations are stretched to make up for it. The tails are still those of few
+    draws, so that of three runs the interval is rather too narrow. One run is taken as it is.
 
     Args:
       values: of every question in every run.
