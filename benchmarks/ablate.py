@@ -137,8 +137,7 @@ class Stages:
             parts=grpo.Parts(model=scale.model(), setting=setting),
             devices=jax.local_devices()[:1],
         )
-        if not result.finished:  # asked to end: the next start goes on
-            raise SystemExit(f"asked to end after {result.step} steps of {folder}")
+        _go_on(result, folder)
 
     def _timed(self, folder: epath.Path, work: Any) -> float:
         """Seconds that the work took, now or when it was done; a stage that was killed counts from its newest start."""
@@ -181,7 +180,16 @@ class Stages:
         )
         if tdam is not None:
             short.tdam = {"policy": tdam.policy, "mask_ratio": float(tdam.mask_ratio)}
-        train(short, folder, devices=jax.local_devices()[:1], model=get_scale(cell.scale).model())
+        result = train(
+            short, folder, devices=jax.local_devices()[:1], model=get_scale(cell.scale).model()
+        )
+        _go_on(result, folder)
+
+
+def _go_on(result: Any, folder: epath.Path) -> None:
+    """Ends where training was asked to: a stage that is not finished is not done, and the next start goes on with it."""
+    if not result.finished:
+        raise SystemExit(f"asked to end after {result.step} steps of {folder}")
 
 
 class Asker:

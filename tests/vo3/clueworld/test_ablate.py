@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import ml_collections
 import numpy as np
@@ -117,6 +118,17 @@ def small(config):
         config.cell[stage].update({"steps": 2, "warmup": 1, "workers": 0, "log_every": 1})
         config.cell[stage].data.worlds = 1
     return config
+
+
+def test_a_stage_that_was_asked_to_end_is_not_done(tmp_path, monkeypatch):
+    ended = types.SimpleNamespace(step=8, finished=False)
+    monkeypatch.setattr(ablate, "train_vision", lambda *args, **kwargs: None)
+    monkeypatch.setattr(ablate, "train", lambda *args, **kwargs: ended)
+    cell = cells(config_lib.load("configs/ablate.py"))[0].config
+    with pytest.raises(SystemExit, match="asked to end after 8 steps of .*read-"):
+        ablate.Stages(tmp_path).run(cell, 0)
+    done = [p.parent.name.split("-")[0] for p in tmp_path.glob("stages/*/done.json")]
+    assert done == ["vision"]
 
 
 @pytest.mark.soak
