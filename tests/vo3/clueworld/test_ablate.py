@@ -125,7 +125,7 @@ def test_a_stage_that_was_asked_to_end_is_not_done(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "train_vision", lambda *args, **kwargs: None)
     monkeypatch.setattr(ablate, "train", lambda *args, **kwargs: ended)
     cell = cells(config_lib.load("configs/ablate.py"))[0].config
-    with pytest.raises(SystemExit, match="asked to end after 8 steps of .*read-"):
+    with pytest.raises(SystemExit, match=r"asked to end after 8 steps of .*read-"):
         ablate.Stages(tmp_path).run(cell, 0)
     done = [p.parent.name.split("-")[0] for p in tmp_path.glob("stages/*/done.json")]
     assert done == ["vision"]
