@@ -19,7 +19,7 @@ def read(root: epath.Path, files: Sequence[epath.Path], options: Options) -> Ite
     # Imported here: the other benchmarks need neither the renderer nor the model behind it.
     from vo3.clueworld.evaluate import questions
     from vo3.clueworld.film import write_video
-    from vo3.clueworld.tasks import GROUNDING
+    from vo3.clueworld.tasks import GROUNDING, kind_of
     from vo3.clueworld.world import HELD_OUT, make_world
 
     if options.first < 0 or options.first + options.worlds > HELD_OUT:
@@ -40,7 +40,7 @@ def read(root: epath.Path, files: Sequence[epath.Path], options: Options) -> Ite
                 continue
             categories = {
                 "quadrant": (task.target.data_source,),
-                "question": (task.id.rsplit("-", 1)[-1],),
+                "question": (kind_of(task.question),),
                 "answer": ("a letter" if task.options else "a word",),
                 "length": (length,),
             }
