@@ -24,6 +24,7 @@ from flax import nnx
 from vo3.clueworld.config import model_config
 from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
+from vo3.train import workdir as runs
 
 if TYPE_CHECKING:
     from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
@@ -101,6 +102,16 @@ def export(workdir: epath.Path, view: str = AGENT) -> None:
                 log.write(json.dumps({"stage": stage, **json.loads(line)}) + "\n")
 
 
+def _go_on(folder: epath.Path) -> None:
+    """Ends where a stage was asked to: the next would begin with what is half trained."""
+    config = runs.stored(folder)
+    done = max(runs.steps(folder), default=0)
+    if config is None or done < config["steps"]:
+        raise SystemExit(
+            f"{folder} was asked to end after {done} steps; the same command goes on with it"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs what is not done, then exports."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -118,6 +129,8 @@ def main(argv: list[str] | None = None) -> None:
             if stage in _DONE and (workdir / stage / _DONE[stage]).exists():
                 continue
             subprocess.run(command, check=True)
+            if stage in STAGES:
+                _go_on(workdir / stage)
     export(workdir, args.view)
     print(
         f"wrote {workdir / 'export'}; ask it with: vo3 ask VIDEO QUESTION --checkpoint {workdir / 'export'}"
