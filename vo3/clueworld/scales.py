@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from vo3.clueworld.config import micro_model_config, model_config
 from vo3.clueworld.views import crop_policy
-from vo3.clueworld.world import WorldConfig
+from vo3.clueworld.world import HEIGHT, WorldConfig
 from vo3.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from vo3.video import CropPolicy
 
@@ -61,6 +61,13 @@ class Scale:
         if name not in RESOLUTIONS:
             raise ValueError(f"unknown view {name!r}; one of {', '.join(VIEWS)}")
         return uniform(self.policy, *RESOLUTIONS[name], tokens=self.tokens(CLIPS))
+
+    def alike(self, name: str) -> bool:
+        """Whether every digit lies alike in its token: of the agent's clips, or of a baseline's frames."""
+        if name == AGENT:
+            return True
+        height, _ = RESOLUTIONS["coarse" if name == COARSE_ONLY else name]
+        return self.world.pitch % (HEIGHT * 28 // height) == 0
 
 
 def uniform(policy: CropPolicy, height: int, width: int, *, tokens: int) -> CropPolicy:

@@ -1,5 +1,7 @@
 """One-turn baselines: what they are shown and taught; TDAM in the stream; their configs and commands."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,8 +10,9 @@ from hypothesis import strategies as st
 from vo3.chat import PromptPack, encode
 from vo3.chat.tdam import CLIP, OVERVIEW
 from vo3.chat.tokens import Role
-from vo3.clueworld import data, evaluate, pretrain, recipe, tasks
+from vo3.clueworld import data, evaluate, patches, recipe, tasks
 from vo3.clueworld.data import DataConfig, fitted, make_stream, masked
+from vo3.clueworld.legibility import cells, glyph
 from vo3.clueworld.scales import RESOLUTIONS, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import observe, sightings
@@ -177,6 +180,25 @@ def test_the_recipe_of_a_baseline(tmp_path):
         assert changed(agent[stage], middle[stage]) == there
 
 
+def test_a_stage_that_was_asked_to_end_ends_the_recipe(tmp_path, monkeypatch):
+    ran, steps = [], iter((150, 250, 58))
+
+    def run(command, check):  # as a stage leaves its folder, with exit code 0 whether done or not
+        name = next((p for p in command if p.startswith("--config=")), None)
+        folder = tmp_path / "vision"
+        if name is not None:
+            folder = tmp_path / name.split(":")[1].split(".")[0]
+            config = config_lib.load(name.removeprefix("--config="))
+            (folder / "checkpoints" / str(next(steps))).mkdir(parents=True)
+            (folder / "config.json").write_text(json.dumps({"steps": config.steps}))
+        ran.append(folder.name)
+
+    monkeypatch.setattr(recipe.subprocess, "run", run)
+    with pytest.raises(SystemExit, match=r"read was asked to end after 58 steps; the same command"):
+        recipe.main(["--workdir", str(tmp_path)])
+    assert ran == ["vision", "letters", "text", "read"]
+
+
 def test_seeds_share_neither_parameters_nor_worlds(tmp_path):
     first, second = recipe.commands(tmp_path), recipe.commands(tmp_path, seed=1)
     for stage in ("vision", "mean", "settled"):
@@ -196,13 +218,39 @@ def changed(one: list[str], other: list[str]) -> list[str]:
 
 
 def test_vision_of_a_baseline_reads_its_own_frames():
-    batch = pretrain.VisionStream(worlds=2, view="middle").batch(0)
-    assert batch.coarse.shape[1:] == batch.fine.shape[1:] == (2, 56, 112, 3)
-    assert batch.fine_digit.shape == (2, 8, 2)
-    assert (batch.fine_color != pretrain.NONE).any()
+    batch = patches.VisionStream(worlds=2, view="middle").batch(0)
+    assert batch.coarse.shape == (10, 2, 56, 112, 3) and batch.fine is None
+    # What a token is asked is what its frame shows: one token a card, none where there is none.
+    assert batch.fine_digit.shape == batch.fine_color.shape == (10, 8, 2)
+    shown = (batch.fine_digit != patches.BLANK).sum(1)
+    np.testing.assert_array_equal(shown, batch.coarse_digit != patches.BLANK)
+    np.testing.assert_array_equal(batch.fine_digit.min(1), batch.coarse_digit)
+    assert (batch.fine_color != patches.NONE).any()
     # Left half: clock; the digit's token lies in the right one.
-    where = np.argwhere(batch.fine_digit != pretrain.BLANK)
+    where = np.argwhere(batch.fine_digit != patches.BLANK)
     assert (where[:, 1] % 4 >= 2).all()
+
+
+def test_digits_begin_large_where_they_do_not_lie_alike():
+    alike = {view for view in VIEWS if get_scale("clueworld").alike(view)}
+    assert alike == {"agent", "fine"}
+    assert get_scale("micro").alike("middle")
+    for view in VIEWS:  # what `alike` says is what the boxes of the digits say
+        policy = get_scale("clueworld").view(view)
+        height = 84 if view == "agent" else observe(make_world(1), 0, policy=policy).height
+        token = 28 * 168 / height
+        offsets = {(box.left % token, box.top % token) for box in boxes()}
+        assert (len(offsets) == 1) == (view in alike)
+    sizes = {}
+    for view in ("fine", "middle"):
+        stream = patches.VisionStream(worlds=1, view=view, steps=10)
+        sizes[view] = [stream._config(step).dot for step in range(10)]
+    assert sizes == {"fine": [2] * 10, "middle": [5, 5, 5, 4, 4, 3, 2, 2, 2, 2]}
+
+
+def boxes():
+    config = get_scale("clueworld").world
+    return [glyph(cell, config) for cell in cells(config)]
 
 
 def test_a_checkpoint_of_another_view_is_refused(tmp_path):

@@ -98,7 +98,7 @@ def test_a_world_is_not_shorter_than_two_minutes():
 
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):
-    from vo3.clueworld import data, pretrain
+    from vo3.clueworld import data, patches
 
     drawn = []
 
@@ -107,9 +107,9 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
         return make_world(seed, **kwargs)
 
     monkeypatch.setattr(data, "make_world", spy)
-    monkeypatch.setattr(pretrain, "make_world", spy)
+    monkeypatch.setattr(patches, "make_world", spy)
     data.make_stream(data.DataConfig(worlds=2, length=1100)).batch(0)
-    pretrain.VisionStream(worlds=2).batch(0)
+    patches.VisionStream(worlds=2).batch(0)
     assert len(drawn) == 4 and min(drawn) >= HELD_OUT
 
 
