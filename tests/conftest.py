@@ -53,7 +53,8 @@ def _drop_half_entries(folder: pathlib.Path) -> None:
                 entry.unlink()
 
 
-_drop_half_entries(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+_CACHE = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+_drop_half_entries(_CACHE)
 
 hypothesis.settings.register_profile(
     "vo3",
@@ -118,6 +119,12 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if _left_out:
         names = ", ".join(sorted(set(_left_out)))
         terminalreporter.write_line(f"left out, torch is not installed: {names}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _whole_entries():
+    """Some tests kill a process while it compiles: what it left must not keep all later ones from writing."""
+    _drop_half_entries(_CACHE)
 
 
 @pytest.fixture
