@@ -46,6 +46,7 @@ class ScriptedEngine:
 
     rollouts = 1
     compilations = 0
+    max_length = 2048
 
     def __init__(self, *turns: str):
         self.policy, self.counts = RolloutPolicy(), GroupCounts()

@@ -6,10 +6,11 @@ import dataclasses
 import re
 import string
 
-# "A. red", "A) red", "(A) red", "A: red", at the beginning of a line.
-_LINE = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[.):])\s+(\S.*?)\s*$")
+# Both are asked of stripped lines: with `\s*$` at their ends they took the square of a line's spaces, and a server reads whatever is sent.
+# "A. red", "A) red", "(A) red", "A: red".
+_LINE = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s+(\S.*)")
 # A line that only announces them.
-_HEADING = re.compile(r"\s*(?:the\s+)?(?:answer\s+)?(?:options|choices|candidates)\s*:?\s*$", re.I)
+_HEADING = re.compile(r"(?:the\s+)?(?:answer\s+)?(?:options|choices|candidates)\s*:?", re.I)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Lettered:
 
 def find_options(text: str) -> Lettered | None:
     """The options of a text: two or more lines in a row, lettered A, B, C, ... in order; the last such block counts."""
-    lines = text.splitlines()
+    lines = [line.strip() for line in text.splitlines()]
     block: tuple[int, dict[str, str]] | None = None
     at = 0
     while at < len(lines):
@@ -39,18 +40,20 @@ def find_options(text: str) -> Lettered | None:
     if block is None:
         return None
     start, options = block
-    before, after = lines[:start], lines[start + len(options) :]
-    while before and (not before[-1].strip() or _HEADING.match(before[-1])):
+    # As they were written: the lines between are kept with their spaces.
+    written = text.splitlines()
+    before, after = written[:start], written[start + len(options) :]
+    while before and (not lines[len(before) - 1] or _HEADING.fullmatch(lines[len(before) - 1])):
         before.pop()
     rest = (line for line in after if line.strip())
     return Lettered("\n".join(before).strip(), options, "\n".join(rest).strip())
 
 
 def _from(lines: list[str], start: int) -> dict[str, str]:
-    """The options in the lines from `start` on, as far as they are lettered in order."""
+    """The options in the stripped lines from `start` on, as far as they are lettered in order."""
     options: dict[str, str] = {}
-    for letter, line in zip(string.ascii_uppercase, lines[start:], strict=False):
-        match = _LINE.match(line)
+    for letter, at in zip(string.ascii_uppercase, range(start, len(lines)), strict=False):
+        match = _LINE.fullmatch(lines[at])
         if match is None or (match[1] or match[2]) != letter:
             break
         options[letter] = match[3]

@@ -82,7 +82,7 @@ class GroupEngine:
         self.rollouts = rollouts
         self.counts = GroupCounts()
         self._lanes, self._workers, self._timeout_s = lanes, workers, timeout_s
-        self._buckets = GroupBuckets.of(buckets).limit(longest(model, self.policy))
+        self._buckets = GroupBuckets.of(buckets).limit(self.max_length)
         self._programs = programs or GroupPrograms(model, groups=slots // lanes, leaves=rollouts)
         if (self._programs.groups, self._programs.leaves) != (slots // lanes, rollouts):
             raise ValueError(
@@ -101,6 +101,11 @@ class GroupEngine:
     def programs(self) -> GroupPrograms:
         """The compiled part."""
         return self._programs
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest context."""
+        return longest(self.model, self.policy)
 
     def update(self, model: Qwen2_5_VL) -> None:
         """Goes on with the parameters of `model`, of the same architecture; nothing compiles or passes through the host.

@@ -187,7 +187,9 @@ class Server:
             raise
         try:
             raw = await body.read_json(request, limit=limits.body, timeout_s=limits.read_s)
-            ask = await asyncio.to_thread(read, raw, self.settings, self.uploads)
+            ask = await asyncio.to_thread(
+                read, raw, self.settings, self.uploads, context=self.desk.engine.max_length
+            )
             # Here, and not where it is read: nobody would let go for a request that is cancelled while a thread reads it.
             ask.video.hold()
         except BaseException:

@@ -16,6 +16,9 @@ from vo3.serve.errors import ApiError, invalid, shown
 from vo3.serve.settings import Settings
 from vo3.serve.uploads import Uploads
 
+# Characters for each token of the context, at most: several times what texts take. What is longer fits no context, and is refused before
+# it is looked at: the thread that tokenises a question writes everybody's answers too.
+_DENSEST = 16
 # What changes no answer of this server, whatever it says. The last ones are other servers': how a video is sampled and a prompt is laid out
 # are the agent's own here.
 _IGNORED = frozenset(
@@ -154,8 +157,13 @@ class Ask:
     extension: Extension
 
 
-def read(body: bytes, settings: Settings, uploads: Uploads) -> Ask:
+def read(body: bytes, settings: Settings, uploads: Uploads, *, context: int) -> Ask:
     """What the body of a request asks for.
+
+    Args:
+      body: JSON.
+      settings, uploads: of the server.
+      context: tokens of the model's longest context.
 
     Raises:
       ApiError: what is wrong with it, and what to do.
@@ -168,6 +176,7 @@ def read(body: bytes, settings: Settings, uploads: Uploads) -> Ask:
     if request.model is not None and request.model != settings.model:
         raise ApiError(404, "model_not_found", f"there is no model {shown(request.model)} here; ask for {settings.model!r}", param="model")  # fmt: skip
     text, video = _parts(request, settings, uploads)
+    _check_length(text, request.vo3.options, context)
     options, question = _options(request.vo3.options, text)
     if not question.strip():
         raise invalid("there is no question in the messages; add a text part", param="messages")
@@ -209,6 +218,16 @@ def _check_fields(request: ChatRequest) -> None:
             raise invalid(f"the field {shown(name)} is not known{hint}", param=shown(name), code="unknown_field")  # fmt: skip
         if value not in _NEUTRAL[name]:
             raise invalid(f"{name}: not supported here; leave it out", param=name, code="unsupported_value")  # fmt: skip
+
+
+def _check_length(text: str, options: Any, context: int) -> None:
+    given = options.values() if isinstance(options, dict) else options or ()
+    length, most = len(text) + sum(map(len, given)), _DENSEST * context
+    if length > most:
+        raise ApiError(
+            413, "text_too_long",
+            f"the question and its options have {length:,} characters, and this server takes {most:,}, more than the model's context of "
+            f"{context:,} tokens holds; shorten them", param="messages")  # fmt: skip
 
 
 def _parts(request: ChatRequest, settings: Settings, uploads: Uploads) -> tuple[str, media.Media]:

@@ -39,6 +39,27 @@ def test_too_large(serve):
     assert got.status_code == 413
 
 
+def test_a_question_that_no_context_holds_reaches_no_engine(serve):
+    engine = ScriptedEngine()
+    url = serve(engine)
+    most = 16 * engine.max_length
+    long = "x" * (most // 2 + 1)
+    for body in (
+        ask(text="x" * (most + 1)),
+        ask(text=long, vo3={"options": {"A": "a", "B": long}}),
+        ask(text=long, vo3={"options": ["a", long]}),
+        ask(text=long + "\nA. a\nB. " + long),
+    ):
+        got = httpx.post(url + PATH, json=body)
+        error = got.json()["error"]
+        assert (got.status_code, error["code"]) == (413, "text_too_long")
+        assert (
+            f"{most:,}" in error["message"] and f"{engine.max_length:,} tokens" in error["message"]
+        )
+    assert not engine.jobs
+    assert httpx.post(url + PATH, json=ask(text="x" * most)).status_code == 200
+
+
 def test_large_requests_take_turns(serve):
     """What all requests hold is bounded, however many may wait; what one held is free again when it is done."""
     engine = ScriptedEngine()
