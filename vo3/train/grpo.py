@@ -130,27 +130,28 @@ def train(
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     workdir.mkdir(parents=True, exist_ok=True)
-    prompts = parts.prompts or make_prompts(config, workdir)
-    config = rl_config.resolve(config, devices=len(devices), prompts=prompts.per_epoch)
-    claim(workdir, config)
-    mesh = sharding.make_mesh(config, devices)
-    check_processes(mesh)
-    run = trainable(rl_config.for_optimizer(config), mesh, model=parts.model)
-    if processes.first():
-        logging.info("configuration:\n%s", config_lib.to_text(config))
-    with ckpt.Checkpoints(workdir, run, plan=prompts.plan) as checkpoints:
-        state, frozen = start(run, checkpoints)
-        position = checkpoints.position
-        done, cursor = (position.step, position.cursor) if position else (0, 0)
-        parts = dataclasses.replace(parts, prompts=prompts)
-        loop = Loop(config, run, parts, frozen, workdir, checkpoints)
-        try:
-            state, done, finished = loop.go(state, done, cursor, stop_after)
-        finally:
-            loop.collector.close()
-    params = {**state.params, **frozen}
-    if finished and config.checkpoint.export_hf:
-        ckpt.export(run, params, workdir / "export")
+    with processes.Preemption() as preemption:
+        prompts = parts.prompts or make_prompts(config, workdir)
+        config = rl_config.resolve(config, devices=len(devices), prompts=prompts.per_epoch)
+        claim(workdir, config)
+        mesh = sharding.make_mesh(config, devices)
+        check_processes(mesh)
+        run = trainable(rl_config.for_optimizer(config), mesh, model=parts.model)
+        if processes.first():
+            logging.info("configuration:\n%s", config_lib.to_text(config))
+        with ckpt.Checkpoints(workdir, run, plan=prompts.plan) as checkpoints:
+            state, frozen = start(run, checkpoints)
+            position = checkpoints.position
+            done, cursor = (position.step, position.cursor) if position else (0, 0)
+            parts = dataclasses.replace(parts, prompts=prompts)
+            loop = Loop(config, run, parts, frozen, workdir, checkpoints)
+            try:
+                state, done, finished = loop.go(state, done, cursor, preemption, stop_after)
+            finally:
+                loop.collector.close()
+        params = {**state.params, **frozen}
+        if finished and config.checkpoint.export_hf:
+            ckpt.export(run, params, workdir / "export")
     return Result(params, done, finished)
 
 
@@ -184,7 +185,12 @@ class Loop:
         self._waited_before = 0.0
 
     def go(
-        self, state: TrainState, done: int, cursor: int, stop_after: float | None
+        self,
+        state: TrainState,
+        done: int,
+        cursor: int,
+        preemption: processes.Preemption,
+        stop_after: float | None,
     ) -> tuple[TrainState, int, bool]:
         """Steps until the end; returns (state, steps done, whether all are)."""
         config, checkpoints = self.config, self.checkpoints
@@ -193,8 +199,9 @@ class Loop:
         alarms = Alarms(self.workdir, start=done)
         finished = done >= total
         unlogged: StepRow | None = None
-        with processes.Preemption() as preemption, log:
-            while not finished:
+        with log:
+            ending = preemption.reached()
+            while not finished and not ending:
                 profile.before(done + 1)
                 begin = time.monotonic()
                 collected = self._collect(state, done, cursor)
@@ -207,7 +214,7 @@ class Loop:
                         checkpoints.save(state, done, cursor=cursor)
                     self.pending.drop()
                     break
-                if preemption.reached(2 * done) or stop_after == done + 0.5:
+                if preemption.reached() or stop_after == done + 0.5:
                     self._keep(collected, done, cursor)
                     if saved != done or done not in checkpoints.steps():
                         checkpoints.save(state, done, cursor=cursor)
@@ -232,14 +239,13 @@ class Loop:
                 self._write(collected.groups, done)
                 if update.sample is not None and self._due(config.log.samples_every, done):
                     log.sample(done, samples.text_of(update.sample, self.tokenizer), None)
-                ending = preemption.reached(2 * done - 1) or done == stop_after
+                ending = preemption.reached() or done == stop_after
                 if done % config.checkpoint.every == 0 or finished or ending:
                     checkpoints.save(state, done, cursor=cursor)
                     saved = done
                     self.pending.drop()
-                if ending and not finished:
-                    logging.info("asked to end: saved step %d", saved)
-                    break
+            if ending and not finished:
+                logging.info("asked to end after step %d", done)
             profile.after(10**9)
             checkpoints.wait()
         return state, done, finished

@@ -21,6 +21,9 @@ def start() -> None:
     Raises:
       ValueError: some of the variables are missing, or no numbers.
     """
+    # `Preemption` listens itself. JAX's service compares the step that was agreed on with the last number it was given, by
+    # equality, and Orbax gives it numbers of its own at every save: a signal could pass unnoticed.
+    jax.config.update("jax_enable_preemption_service", False)
     given = {name: os.environ.get(name, "") for name in (COORDINATOR, COUNT, INDEX)}
     if given[COUNT] == "auto":
         jax.distributed.initialize()
@@ -64,10 +67,9 @@ def agree(flag: bool) -> bool:
 
 
 class Preemption:
-    """Notices that the run is to end: SIGTERM, or a notice of preemption, in any process.
+    """Notices that the run is to end: SIGTERM in any process, which is also what clouds send before they take a machine away.
 
-    Several processes agree on the step through JAX's preemption service, whose handler stands since `start`; one process has
-    a handler of its own while the `with` block runs.
+    A context manager: each process has a handler of its own while the block runs, and `reached` spreads what one of them was told.
     """
 
     def __init__(self) -> None:
@@ -75,8 +77,7 @@ class Preemption:
         self._before = None
 
     def __enter__(self) -> Preemption:
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
         return self
 
@@ -84,8 +85,10 @@ class Preemption:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and end after this step; the same answer in every process."""
-        if jax.process_count() == 1:
-            return self._asked.is_set()
-        return multihost_utils.reached_preemption_sync_point(step)
+    def reached(self) -> bool:
+        """Whether to save and end here; the same answer in every process.
+
+        All processes gather one flag, so each must call it as often, and at the same place of its program order. It waits for
+        the slowest: call it where the step's own collectives have been waited for, a few times a step at most.
+        """
+        return not agree(not self._asked.is_set())

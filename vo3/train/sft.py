@@ -86,22 +86,25 @@ def train(
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     mesh = sharding.make_mesh(config, devices)
-    feed = feed or make_feed(config, mesh, workdir)
-    config = _resolved(config, len(devices), feed)
-    claim(workdir, config)
-    run = trainable(config, mesh, model=model)
-    if processes.first():
-        logging.info("configuration:\n%s", config_lib.to_text(config))
-        counts = [sum(np.prod(s.shape) for s in run.part(f).values()) for f in (False, True)]
-        logging.info("%s parameters are trained, %s frozen", *(f"{int(n):,}" for n in counts))
-
-    with ckpt.Checkpoints(workdir, run, plan=feed.plan) as checkpoints:
-        state, frozen = start(run, checkpoints)
-        feed.prepare(run, frozen)
-        state, step, finished = _loop(run, feed, checkpoints, state, frozen, workdir, stop_after)
-    params = {**state.params, **frozen}
-    if finished and config.checkpoint.export_hf:
-        ckpt.export(run, params, workdir / "export")
+    # From here on: one of several processes that SIGTERM kills while it reads or compiles would leave the others waiting.
+    with processes.Preemption() as preemption:
+        feed = feed or make_feed(config, mesh, workdir)
+        config = _resolved(config, len(devices), feed)
+        claim(workdir, config)
+        run = trainable(config, mesh, model=model)
+        if processes.first():
+            logging.info("configuration:\n%s", config_lib.to_text(config))
+            counts = [sum(np.prod(s.shape) for s in run.part(f).values()) for f in (False, True)]
+            logging.info("%s parameters are trained, %s frozen", *(f"{int(n):,}" for n in counts))
+        with ckpt.Checkpoints(workdir, run, plan=feed.plan) as checkpoints:
+            state, frozen = start(run, checkpoints)
+            feed.prepare(run, frozen)
+            state, step, finished = _loop(
+                run, feed, checkpoints, preemption, state, frozen, workdir, stop_after
+            )
+        params = {**state.params, **frozen}
+        if finished and config.checkpoint.export_hf:
+            ckpt.export(run, params, workdir / "export")
     return Result(params, step, finished)
 
 
@@ -120,6 +123,7 @@ def _loop(
     run: Trainable,
     feed: Feed,
     checkpoints: ckpt.Checkpoints,
+    preemption: processes.Preemption,
     state: TrainState,
     frozen: Params,
     workdir: epath.Path,
@@ -136,10 +140,10 @@ def _loop(
     log = Log(workdir, config, start=done)
     source = feed.micro_batches(done, config.steps)
     ahead = Ahead(source, lambda item: (item, put(item.batch)))
-    with processes.Preemption() as preemption, log, ahead:
+    with log, ahead:
         items = iter(ahead)
-        saved = done
-        while done < config.steps:
+        ending = preemption.reached()
+        while done < config.steps and not ending:
             profile.before(done + 1)
             hosts, state, metrics, waited = _step(programs, feed, state, frozen, items, put)
             done += 1
@@ -155,13 +159,11 @@ def _loop(
             ):
                 batch = hosts[0].batch
                 log.sample(done, samples.text_of(batch, feed.tokenizer), samples.picture_of(batch))
-            ending = preemption.reached(done) or done == stop_after
+            ending = preemption.reached() or done == stop_after
             if done % config.checkpoint.every == 0 or done == config.steps or ending:
                 checkpoints.save(state, done)
-                saved = done
-            if ending and done < config.steps:
-                logging.info("asked to end: saved step %d", saved)
-                break
+        if ending and done < config.steps:
+            logging.info("asked to end after step %d", done)
         profile.after(10**9)
         checkpoints.wait()
     return state, done, done == config.steps

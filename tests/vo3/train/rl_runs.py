@@ -1,12 +1,14 @@
 """RL runs with scripted rollouts, for the tests of the trainer; as a program, one process of several.
 
-python rl_runs.py WORKDIR
+python rl_runs.py WORKDIR [STEP]
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
+import signal
 import sys
 
 import fake_groups
@@ -98,13 +100,30 @@ def parts(roller=None, per_epoch=None):
     )
 
 
-def main(workdir: str) -> None:
-    """One step on all devices of all processes; the first process writes final.npz."""
+class AskedRoller(FakeRoller):
+    """The second process sends itself SIGTERM in the rollouts of a step, counted from 1 in this process."""
+
+    def __init__(self, step):
+        super().__init__(blind=True)
+        self._left = step
+
+    def roll(self, tasks, *, seed):
+        self._left -= 1
+        if not self._left and not processes.first():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().roll(tasks, seed=seed)
+
+
+def main(workdir: str, asked: str = "") -> None:
+    """One step on all devices of all processes; the first process writes final.npz. `asked`: a fourth step is not reached, for
+    the run is asked to end in the rollouts of this one.
+    """
     processes.start()
-    changes = {"steps": 1, "rl.prompts_per_step": 3, "mesh.fsdp": -1}
-    result = grpo.train(
-        config(**changes), workdir, parts=parts(FakeRoller(equal=["p1"], blind=True))
-    )
+    changes = {"steps": 4 if asked else 1, "rl.prompts_per_step": 3, "mesh.fsdp": -1}
+    roller = AskedRoller(int(asked)) if asked else FakeRoller(equal=["p1"], blind=True)
+    result = grpo.train(config(**changes), workdir, parts=parts(roller))
+    if asked:
+        return
     whole = {
         name: multihost_utils.process_allgather(value, tiled=True)
         for name, value in sorted(result.params.items())

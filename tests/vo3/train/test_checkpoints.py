@@ -334,6 +334,21 @@ def test_resumed_on_other_numbers_of_processes(whole, tmp_path):
     np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("told", [(1,), pytest.param((0, 1), marks=pytest.mark.soak)])
+def test_sigterm_while_a_run_is_resumed_ends_all_with_zero(copied, told):
+    """Before the first step, whose number is far from 1."""
+    shutil.rmtree(copied / "checkpoints" / "6")
+    made = processes_of(copied, 2)
+    while "resuming from step 4" not in (line := made[0].stdout.readline()):
+        assert line or made[0].poll() is None, "the run ended before it was told to"
+    for number in told:
+        made[number].send_signal(signal.SIGTERM)
+    for process in made:
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output[-3000:]
+    assert steps_of(copied) in ([4], [4, 5])
+
+
 @pytest.mark.soak
 def test_sigterm_to_one_process_ends_all_with_zero(whole, tmp_path):
     made = processes_of(tmp_path, 2, "--slow=0.5")

@@ -334,29 +334,42 @@ def test_rl_zero_on_rows_of_files_and_folders(tmp_path):
     assert said.returncode == 0, said.stderr
 
 
+def together(workdir, count, devices, *arguments):
+    """`rl_runs.py` in so many processes, which share the devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {
+        **os.environ, "PYTHONPATH": f"{ROOT}:{HERE}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
+    }  # fmt: skip
+    place = lambda i: {} if count == 1 else {"VO3_COORDINATOR": f"127.0.0.1:{port}", "VO3_PROCESSES": str(count), "VO3_PROCESS": str(i)}  # fmt: skip
+    made = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "rl_runs.py"), str(workdir), *arguments],
+            env={**env, **place(i)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=1500)[0] for process in made]
+    for process, output in zip(made, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+
+
+@pytest.mark.soak
+def test_sigterm_to_one_process_is_not_lost_in_rollouts(tmp_path):
+    """In the third step's: the first save has then passed, and the numbers of steps and of stops have parted."""
+    together(tmp_path, 2, 2, "3")
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+    assert {p.name for p in (tmp_path / "pending").iterdir()} == {"0.jsonl", "1.jsonl"}
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("several", [2, 4])
 def test_processes_train_as_one(tmp_path, several):
     """One step on as many devices, in one process and in several: each rolls out its own prompts, one of which is replaced; of four processes one has none."""
     for count in (1, several):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        env = {
-            **os.environ, "PYTHONPATH": f"{ROOT}:{HERE}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={several // count}",
-        }  # fmt: skip
-        place = lambda i, n=count, p=port: {} if n == 1 else {"VO3_COORDINATOR": f"127.0.0.1:{p}", "VO3_PROCESSES": str(n), "VO3_PROCESS": str(i)}  # fmt: skip
-        made = [
-            subprocess.Popen(
-                [sys.executable, str(HERE / "rl_runs.py"), str(tmp_path / str(count))],
-                env={**env, **place(i)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for i in range(count)
-        ]  # fmt: skip
-        outputs = [process.communicate(timeout=1500)[0] for process in made]
-        for process, output in zip(made, outputs, strict=True):
-            assert process.returncode == 0, output[-3000:]
+        together(tmp_path / str(count), count, several)
     one, two = (np.load(tmp_path / str(count) / "final.npz") for count in (1, several))
     for name in one.files:
         np.testing.assert_allclose(two[name], one[name], atol=2e-5, err_msg=name)
