@@ -43,7 +43,7 @@ class VideoAgent:
             and tokenizer, prompt_pack, crop_policy, buckets, shared_prefixes.
 
         Raises:
-          ValueError: an unknown override; the message names the nearest one.
+          ValueError: an unknown override; the message names the nearest one. Or a crop policy for tokens of another size than the model's.
         """
         known = _POLICY | _SAMPLING | _OWN
         for name in overrides:
@@ -53,9 +53,9 @@ class VideoAgent:
                     f"unknown override {name!r}; did you mean {near[0]!r}? Known: {sorted(known)}"
                 )
         limits = {"dialect": own_dialect(model), **_pick(overrides, _POLICY)}
-        self.crop_policy: CropPolicy = overrides.get("crop_policy") or own_crop(
-            model, limits["dialect"]
-        )
+        size = model.config.vision.token_size
+        given: CropPolicy | None = overrides.get("crop_policy")
+        self.crop_policy = given.fitting(size) if given else own_crop(model, limits["dialect"])
         self.engine = Engine(
             model,
             tokenizer=overrides.get("tokenizer"),
@@ -87,11 +87,14 @@ class VideoAgent:
 
         Raises:
           VideoError: the video cannot be read.
+          ValueError: a `VideoCrop` whose policy is for tokens of another size than the model's.
           OptionError: letters other than A, B, C, ... in order.
           ContextError: the question is longer than the context.
         """
         task = Task(id="ask", video=_label(video), question=question, options=lettered(options))
         opened = video if isinstance(video, VideoCrop) else self._open(video)
+        opened.policy.fitting(self.engine.model.config.vision.token_size)
+        task = dataclasses.replace(task, frame_fps=opened.frame_fps)
         policy = self.engine.policy
         if max_turns is not None:
             policy = dataclasses.replace(policy, max_turns=max_turns)
@@ -155,7 +158,7 @@ def _stamp(video: Any) -> tuple | None:
 def _label(video: Any) -> str | tuple[str, ...]:
     """What a trajectory says of where the video came from."""
     if isinstance(video, VideoCrop):
-        return video.name
+        return video.listed or video.name
     if isinstance(video, (str, os.PathLike)):
         return os.fspath(video)
     if isinstance(video, (list, tuple)):

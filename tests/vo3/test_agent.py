@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
+import numpy as np
 import pytest
 import rollout_fakes as fakes
+from PIL import Image
 
 from vo3.agent import VideoAgent, lettered
+from vo3.models.safetensors_io import CheckpointError
 from vo3.rollout import ContextError, OptionError, events
+from vo3.rollout.vision import clip_patches
 from vo3.trajectory import Trajectory
 from vo3.video import CropPolicy, VideoCrop, VideoError
 
@@ -74,6 +79,39 @@ def test_max_turns(tokenizer, mp4, monkeypatch, agent):
     assert [t.kind for t in got.turns[2:]] == ["call", "forced", "answer"]
     assert (got.outcome, got.answer) == ("answered", "B") and sorted(agent.last_clips) == [0, 1]
     assert agent.last_clips[1].start == 1.0
+
+
+def test_a_policy_for_other_tokens_is_refused(agent, tokenizer, mp4):
+    other = CropPolicy(recipe="qwen3_vl")  # tokens of 32 pixels
+    wanted = r"'qwen3_vl' plans tokens of 32 pixels.* are 28; take a recipe that is made for it \(rl, sft, eval"
+    model = fakes.random_model(tokenizer)
+    with pytest.raises(ValueError, match=wanted):
+        VideoAgent(model, tokenizer=tokenizer, crop_policy=other)
+    model.crop_policy = other
+    with pytest.raises(CheckpointError, match=wanted):
+        VideoAgent(model, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=wanted):
+        agent.ask(VideoCrop(mp4, other), "What is it?")
+
+
+def test_frames_that_were_planned_for_other_patches_are_not_shown(agent, mp4):
+    # 224 x 224 are whole tokens of 28 and of 32 pixels: nothing else would tell.
+    clip = VideoCrop(mp4, fakes.CROP).overview()
+    clip = dataclasses.replace(clip, frames=np.zeros((2, 224, 224, 3), np.uint8), grid=(1, 14, 14))
+    with pytest.raises(ValueError, match=r"224 x 224 are planned as 14 x 14 patches, .* 16 x 16"):
+        next(clip_patches(clip, agent.engine.model.config.vision, (512,), 0))
+
+
+def test_frames_of_a_folder_are_found_again(agent, mp4, tmp_path):
+    files = []
+    for i, frame in enumerate(VideoCrop(mp4, fakes.CROP).overview().frames[:4]):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(frame).save(files[-1])
+    for source, kept in ((tmp_path, str(tmp_path)), (files, tuple(map(str, files)))):
+        video = VideoCrop(source, fakes.CROP, frame_fps=2.0)
+        task = agent.ask(video, "What is it?").task
+        assert (task.video, task.frame_fps) == (kept, 2.0)
+    assert agent.ask(mp4, "What is it?").task.frame_fps is None
 
 
 def test_overrides(tokenizer):

@@ -122,7 +122,8 @@ def check(config: ml_collections.ConfigDict, topology: str) -> AskReport:
     mesh = sharding.make_mesh(config, devices) if spread else None
     model, weights = _abstract(config, architecture, mesh, devices[0])
     context = longest(model, config_lib.rollout_policy(config))
-    crop = config_lib.crop_policy(config, CropPolicy(recipe="eval"))
+    own = CropPolicy(recipe="eval")
+    crop = config_lib.crop_policy(config, own, architecture.vision.token_size)
     overview = min(crop.overview_quota, context - PROMPT)
     batched = spread or config.batch > 1
     plan = _groups if batched else _one

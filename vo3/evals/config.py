@@ -123,13 +123,19 @@ def sampling(config: ml_collections.ConfigDict) -> Sampling:
     return Sampling(config.temperature, config.top_p, config.top_k, config.seed)
 
 
-def crop_policy(config: ml_collections.ConfigDict, own: CropPolicy) -> CropPolicy:
-    """What videos are shown as, from the checkpoint's own policy and the config's changes."""
+def crop_policy(
+    config: ml_collections.ConfigDict, own: CropPolicy, token_size: int = 28
+) -> CropPolicy:
+    """What videos are shown as, from the checkpoint's own policy and the config's changes.
+
+    Raises:
+      ConfigError: quotas that cannot be met, or a recipe for tokens of another size than `token_size` pixels a side.
+    """
     if config.crop.recipe:
         own = CropPolicy(recipe=config.crop.recipe)
     changes = {key: config.crop[key] for key in _QUOTAS if config.crop[key]}
     try:
-        return dataclasses.replace(own, **changes) if changes else own
+        return (dataclasses.replace(own, **changes) if changes else own).fitting(token_size)
     except ValueError as error:
         raise ConfigError(f"config.crop: {error}") from error
 

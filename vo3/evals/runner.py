@@ -88,7 +88,8 @@ def by_video(questions: Sequence[Question]) -> list[list[Question]]:
 def modes_of(config: ml_collections.ConfigDict, model: Any, pack: Any) -> list[Mode]:
     """Every mode at every quota, for a model."""
     limits = config_lib.rollout_policy(config, dialect=own_dialect(model))
-    crop = config_lib.crop_policy(config, own_crop(model, limits.dialect))
+    own = own_crop(model, limits.dialect)
+    crop = config_lib.crop_policy(config, own, model.config.vision.token_size)
     return [
         prepare(
             name,

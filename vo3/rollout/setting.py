@@ -14,6 +14,7 @@ from vo3.chat.dialects import DEFAULT, Dialect, get_dialect
 from vo3.chat.positions import MropeTime
 from vo3.chat.tokens import Role, Specials, Tokenizer
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
+from vo3.models.safetensors_io import CheckpointError
 from vo3.rollout.errors import ContextError
 from vo3.rollout.policy import RolloutPolicy
 from vo3.trajectory import Observation, Strategy, Task, Turn
@@ -178,7 +179,17 @@ def own_pack(
 
 
 def own_crop(model: Qwen2_5_VL, dialect: str | None = None) -> CropPolicy:
-    """What the model is shown: its own policy, which is made for its own dialect alone, else the dialect's."""
+    """What the model is shown: its own policy, which is made for its own dialect alone, else the dialect's.
+
+    Raises:
+      CheckpointError: the policy plans tokens of another size than the model's.
+    """
     dialect = dialect or own_dialect(model)
     own = getattr(model, "crop_policy", None) if dialect == own_dialect(model) else None
-    return own or CropPolicy(recipe=get_dialect(dialect).recipe)
+    policy = own or CropPolicy(recipe=get_dialect(dialect).recipe)
+    try:
+        return policy.fitting(model.config.vision.token_size)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{getattr(model, 'source', None) or 'the model'}: {error}"
+        ) from error

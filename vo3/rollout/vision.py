@@ -58,6 +58,11 @@ def clip_patches(
         if clip.alone:
             frames = np.repeat(frames, TEMPORAL, axis=0)  # as the processors do with a picture
         patches, grid = patchify(frames, patch_size=vision.patch_size)
+        if grid[1:] != (height, width):
+            raise ValueError(
+                f"frames of {clip.width} x {clip.height} are planned as {width} x {height} patches, for this vision tower they are "
+                f"{grid[2]} x {grid[1]}; sample the video with the model's own CropPolicy"
+            )
         bucket = smallest(len(patches), table, what="patches")
         padded = np.zeros((bucket, patches.shape[1]), np.float32)
         padded[: len(patches)] = patches

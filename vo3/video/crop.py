@@ -56,6 +56,7 @@ class VideoCrop:
             raise ValueError(f"timeout_s must be positive, not {timeout_s!r}")
         self.policy = policy or CropPolicy()
         self.timeout_s = timeout_s
+        self.listed = tuple(map(str, source)) if isinstance(source, (list, tuple)) else None
         self._files: FrameFiles | None = None
         self._source: Source | None = None
         deadline = Deadline(timeout_s, _name(source))
@@ -87,6 +88,11 @@ class VideoCrop:
     def name(self) -> str:
         """The path, or a description of what was given."""
         return (self._files or self._source).name
+
+    @property
+    def frame_fps(self) -> float | None:
+        """The rate that was given for a folder or list of frames; None for a video file."""
+        return None if self._files is None else self._files.fps
 
     @property
     def duration(self) -> float:

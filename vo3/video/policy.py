@@ -202,6 +202,20 @@ class CropPolicy:
             raise ValueError(f"unknown sampling strategy {strategy!r}; one of {STRATEGIES}")
         return int(getattr(self, f"{strategy}_quota"))
 
+    def fitting(self, token_size: int) -> CropPolicy:
+        """This policy, for a vision tower whose tokens are `token_size` pixels a side (`VisionConfig.token_size`).
+
+        Raises:
+          ValueError: it plans tokens of another size.
+        """
+        if self.token_size != token_size:
+            fit = [name for name, values in _RECIPES.items() if values["token_size"] == token_size]
+            raise ValueError(
+                f"the crop recipe {self.recipe!r} plans tokens of {self.token_size} pixels a side, those of this checkpoint "
+                f"are {token_size}; take a recipe that is made for it ({', '.join(fit) or 'none is'}), or set token_size={token_size}"
+            )
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON."""
         return dataclasses.asdict(self)

@@ -113,3 +113,8 @@ def test_the_crop_policy_of_a_config():
     impossible = override(config_lib.defaults(), **{"crop.overview_quota": 10})
     with pytest.raises(ConfigError, match=r"config\.crop: "):
         config_lib.crop_policy(impossible, own)
+    other = override(config_lib.defaults(), **{"crop.recipe": "qwen3_vl"})
+    with pytest.raises(
+        ConfigError, match=r"config\.crop: the crop recipe 'qwen3_vl' plans tokens of"
+    ):
+        config_lib.crop_policy(other, own)

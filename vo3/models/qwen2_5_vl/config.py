@@ -89,10 +89,9 @@ class VisionConfig:
             raise ValueError(
                 f"vision: fullatt_block_indexes {outside} lie outside the {self.depth} blocks"
             )
-        if self.window_size < self.patch_size * self.spatial_merge_size:
+        if self.window_size < self.token_size:
             raise ValueError(
-                f"vision: window_size {self.window_size} is smaller than a merged patch of "
-                f"{self.patch_size * self.spatial_merge_size} pixels"
+                f"vision: window_size {self.window_size} is smaller than a merged patch of {self.token_size} pixels"
             )
 
     @property
@@ -104,6 +103,11 @@ class VisionConfig:
     def merge_unit(self) -> int:
         """Patches per token: `spatial_merge_size` squared."""
         return self.spatial_merge_size**2
+
+    @property
+    def token_size(self) -> int:
+        """Pixels per side of one token."""
+        return self.patch_size * self.spatial_merge_size
 
     @property
     def patch_dim(self) -> int:
