@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="-",
         metavar="PATH",
-        help="write the trajectory; without PATH to standard output",
+        help="write the trajectory; without PATH, at the end of the line, to standard output",
     )
     ask.add_argument(
         "--max-turns", type=_positive(int), metavar="N",
@@ -391,6 +391,7 @@ def _convert(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     import vo3.models
+    from vo3.models import loading
 
     console = Console()
     with console.status(f"reading {args.source}"):
@@ -405,6 +406,7 @@ def _convert(args: argparse.Namespace) -> int:
             model.save_hf(target)
         else:
             vo3.models.save_orbax(model, target)
+        loading.record_time(model, target)
     console.print(f"wrote {args.target} ({args.to})", highlight=False)
     return 0
 

@@ -66,7 +66,13 @@ def load(
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize={quantize!r}; None or 'int8'")
     directory = _directory(path_or_name)
-    settings = _settings(directory)
+    if (directory / "checkpoints").is_dir():
+        made = directory / "export"
+        remedy = f"give {made}" if made.exists() else f"make one with `vo3 convert {directory} DIR`"
+        raise CheckpointError(
+            f"{directory} is the workdir of a training run, no checkpoint; {remedy}"
+        )
+    settings = settings_of(directory)
     if settings.get("mrope_time") is not None:
         options = {"mrope_time": settings["mrope_time"], **options}
     config = hf_io.read_config(directory, **options)
@@ -169,7 +175,12 @@ def _directory(path_or_name: epath.PathLike) -> epath.Path:
     return directory
 
 
-def _settings(directory: epath.Path) -> dict[str, Any]:
+def settings_of(directory: epath.Path) -> dict[str, Any]:
+    """What the `vo3.json` of a checkpoint directory says; empty without one.
+
+    Raises:
+      CheckpointError: it cannot be used.
+    """
     file = directory / SETTINGS
     if not file.exists():
         return {}
@@ -191,6 +202,14 @@ def _settings(directory: epath.Path) -> dict[str, Any]:
             f"{file}: mrope_time is {settings['mrope_time']!r}; one of {list(times)}"
         )
     return settings
+
+
+def record_time(model: Qwen2_5_VL, directory: epath.PathLike) -> None:
+    """Has a checkpoint that was trained on exact times asked on them. One trained with `hf_int` is asked with `constant`, as the published ones are."""
+    directory = epath.Path(directory)
+    if model.config.mrope_time == "exact":
+        settings = {**settings_of(directory), "mrope_time": "exact"}
+        (directory / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _absolute(path: epath.Path) -> epath.Path:

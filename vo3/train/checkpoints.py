@@ -319,6 +319,7 @@ def export(run: Trainable, params: Params, directory: epath.PathLike) -> None:
         model = nnx.merge(graph, hf_io.unflatten(shapes, params))
         source = loading.NAMES.get(config.model, epath.Path(config.model))
         hf_io.save(model, directory, source=source if source.exists() else None, overwrite=True)
+        loading.record_time(model, directory)
     processes.barrier("exported")
 
 
@@ -341,7 +342,12 @@ def load_run(workdir: epath.PathLike, *, dtype: Any = None) -> Qwen2_5_VL:
             f"{workdir} has no {workdir_lib.CONFIG}; give the workdir of a training run"
         )
     name = stored["model"]
-    config = config_lib.override(config_lib.defaults(), model=name, remat="none")
+    own = {
+        "model": name,
+        "remat": "none",
+        "data.mrope_time": stored.get("data.mrope_time", "constant"),
+    }
+    config = config_lib.override(config_lib.defaults(), **own)
     graph, shapes = hf_io.abstract(architecture(config), dtype=dtype, param_dtype=dtype)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device) for n, s in shapes.items()}

@@ -102,8 +102,10 @@ LLAMA_FACTORY: Mapping[str, Rule] = {
     ),
     "dataset_dir": _none("data.rows is a path"),
     "media_dir": _set("data.videos"),
-    "template": _only(
-        "qwen2_vl", "qwen2_5_vl", why="the chat format of the checkpoint's tokenizer"
+    "template": _set(
+        "data.mrope_time",
+        value=_one_of({"qwen2_vl": "hf_int", "qwen2_5_vl": "hf_int"}),
+        why="the chat format is the tokenizer's; seconds become positions as in transformers, which LLaMA-Factory asks",
     ),
     "cutoff_len": _set(
         "data.tokens_per_row", why="a longer trajectory is left out and counted, not cut"

@@ -340,8 +340,18 @@ def sampling(config: ml_collections.ConfigDict) -> Sampling:
 
 
 def reward_policy(config: ml_collections.ConfigDict) -> RewardPolicy:
-    """Weights and tables of the reward."""
+    """Weights and tables of the reward.
+
+    Raises:
+      ValueError: they contradict each other.
+    """
     r = config.rl.reward
+    for source, rule in dict(r.data_sources).items():
+        if rule == "segment" and source != "temporal_grounding":
+            raise ValueError(
+                f"data_sources rewards {source!r} by the rule 'segment', but only rows of 'temporal_grounding' are asked for a segment; "
+                "name the rows so"
+            )
     return RewardPolicy(
         recipe=r.recipe,
         accuracy_weight=r.accuracy_weight,

@@ -216,12 +216,20 @@ def tokenizer_of(config: ml_collections.ConfigDict) -> Any:
 
 
 def crop_policy_of(config: ml_collections.ConfigDict) -> CropPolicy:
-    """How clips are sampled and resized: as `data.crop_policy` says; the embedded model has its own."""
+    """How clips are sampled and resized: as `data.crop_policy` says; the embedded model has its own.
+
+    Raises:
+      ConfigError: it plans tokens of another size than those of `config.model`.
+    """
     if config.model == "clueworld":
         from vo3.clueworld.views import crop_policy
 
         return crop_policy()
-    return CropPolicy(recipe=config.data.crop_policy)
+    policy = CropPolicy(recipe=config.data.crop_policy)
+    try:
+        return policy.fitting(architecture(config).vision.token_size)
+    except ValueError as error:
+        raise ConfigError(f"data.crop_policy: {error}") from error
 
 
 def same_everywhere(text: str) -> bool:

@@ -109,15 +109,24 @@ class Trainable:
 
 
 def architecture(config: ml_collections.ConfigDict) -> Qwen2_5_VLConfig:
-    """The model's architecture with the run's recomputation and unrolling.
+    """The model's architecture with the run's recomputation, unrolling and time axis.
 
     Raises:
       CheckpointError: `config.model` is no directory with a config.json.
+      ConfigError: its `vo3.json` has another time axis than `data.mrope_time`.
     """
+    own = {"remat": config.remat, "mrope_time": config.data.mrope_time}
     if config.model == "clueworld":
-        return clueworld_config().replace(remat=config.remat)
+        return clueworld_config().replace(**own)
     directory = loading.NAMES.get(config.model, epath.Path(config.model))
-    return hf_io.read_config(directory, remat=config.remat, scan_unroll=config.scan_unroll)
+    recorded = loading.settings_of(directory).get("mrope_time")
+    # `constant` there and `hf_int` here is how the published models were made and are asked.
+    if recorded not in (None, "constant", config.data.mrope_time):
+        raise ConfigError(
+            f"data.mrope_time is {config.data.mrope_time!r} and {directory / loading.SETTINGS}, which goes with what is exported, "
+            f"says {recorded!r}; set data.mrope_time={recorded} or change that file"
+        )
+    return hf_io.read_config(directory, scan_unroll=config.scan_unroll, **own)
 
 
 def trainable(

@@ -206,3 +206,13 @@ def test_run_refuses_what_does_not_fit(pairs, sample, change, message):
     given = {"ids": item.ids, "patches": item.patches, "grids": item.grids, **change}
     with pytest.raises(ValueError, match=message):
         vo3.models.run(model, given.pop("ids"), **given)
+
+
+def test_a_workdir_of_a_run_is_no_checkpoint(tiny_hf_checkpoint, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text('{"seed": 0}')
+    with pytest.raises(CheckpointError, match=r"is the workdir of a training run.*`vo3 convert "):
+        vo3.models.load(tmp_path)
+    shutil.copytree(tiny_hf_checkpoint, tmp_path / "export")
+    with pytest.raises(CheckpointError, match=r"training run, no checkpoint; give .*export"):
+        vo3.models.load(tmp_path)

@@ -71,9 +71,8 @@ def configured(conversion):
 def test_the_published_files_are_the_published_configs(published, stage):
     ours = c.flatten(c.load(f"configs/sft_stage{stage}.py"))
     got = configured(convert.convert(published, gpus=32))
-    # What the file says of its own machine and place; how seconds become positions is in LLaMA-Factory's code, not in its files.
+    # What the file says of its own machine and place.
     place = {
-        "data.mrope_time": "constant",
         "data.rows": "rows.json",
         "data.workers": 2,
         "checkpoint.keep": 1,

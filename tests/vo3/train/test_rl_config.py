@@ -100,6 +100,13 @@ def test_a_reward_whose_package_is_missing_is_refused(monkeypatch, kind, package
     r.validate(config(**{"rl.reward.free_form": kind}))
 
 
+def test_a_segment_is_asked_of_rows_with_one_name_alone():
+    known = config().rl.reward.data_sources
+    with pytest.raises(ConfigError, match=r"'charades' by the rule 'segment'.*name the rows so"):
+        r.validate(config(**{"rl.reward.data_sources": (*known, ("charades", "segment"))}))
+    r.validate(config(**{"rl.reward.data_sources": (*known, ("mine", "free"))}))
+
+
 def test_two_options_that_can_both_be_meant_pass():
     r.validate(config(**{"rl.options": ("no_std", "overlong"), "rl.aggregation": "token-mean"}))
     loss = r.policy_loss(config(**{"rl.options": ("tis",)}))
