@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -27,8 +28,9 @@ from etils import epath
 
 from data_prep import config as configs
 from data_prep import pipeline
-from data_prep.engine import EndpointFailed, Progress
+from data_prep.engine import Progress
 from data_prep.models.base import ModelError
+from data_prep.patience import EndpointFailed
 from data_prep.schema import Record, Triplet
 from data_prep.stages.base import Context, Stage
 from data_prep.store import Finished, Store
@@ -58,7 +60,8 @@ class RunStage(beam.DoFn):
         """Records as lines of JSON, through the stage.
 
         Raises:
-          EndpointFailed: a call got no reply; the runner tries the bundle again, and what was paid for is in the cache.
+          EndpointFailed: a call got no reply; the runner tries the bundle again, and what was paid for is in the cache. A video that cannot
+            be read is no such error: it costs its own records, which go no further.
         """
         records = [pipeline.loads(text) for text in batch]
         for record in self._loop.run_until_complete(self._run(records)):
@@ -69,13 +72,18 @@ class RunStage(beam.DoFn):
             *(pipeline.process(r, self._context, (self._stage,)) for r in records),
             return_exceptions=True,
         )
-        for result in results:
+        kept = []
+        for record, result in zip(records, results, strict=True):
             if isinstance(result, ModelError):
-                # Beam sends errors between machines: one that pickles, with the text only.
-                raise EndpointFailed(str(result))
-            if isinstance(result, BaseException):
+                if result.kind != "storage":
+                    # Beam sends errors between machines: one that pickles, with the text only.
+                    raise EndpointFailed(result.advice)
+                logging.warning("row %s has no verdict: %s", record.triplet.id, result)
+            elif isinstance(result, BaseException):
                 raise result
-        return results
+            else:
+                kept.append(result)
+        return kept
 
     def teardown(self) -> None:
         """Lets the client go."""
@@ -147,10 +155,16 @@ def run(
         context.caller.cache.close()  # rows are put together here; nothing is asked
         progress = Progress(total=admitted, done=done)
         for batch in _batches(_lines(folder), 256):
-            finished = [_finished(text, context) for text in batch]
-            store.put(finished)
-            progress.done += len(finished)
-            progress.accepted += sum(bool(f.row) for f in finished)
+            ended = [_finished(text, context) for text in batch]
+            store.put(ended)
+            progress.done += len(ended)
+            progress.accepted += sum(bool(f.row) for f in ended)
+        progress.failed = admitted - progress.done
+        if progress.failed:
+            lost = ModelError(
+                "storage", "their videos could not be read; the workers' logs name them"
+            )
+            progress.failure = lost.advice
         return progress
     finally:
         store.close()

@@ -10,13 +10,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from data_prep.models.base import ModelError
+from data_prep.patience import Patience
 from data_prep.pipeline import begin, dumps, line, process
 from data_prep.schema import Triplet
 from data_prep.stages.base import Context
 from data_prep.store import Finished, Store
-
-# A failing endpoint fails every row: after so many failures without a success between them the run ends.
-_PATIENCE = 50
 
 
 @dataclasses.dataclass
@@ -28,10 +26,6 @@ class Progress:
     accepted: int = 0
     failed: int = 0
     failure: str = ""
-
-
-class EndpointFailed(RuntimeError):
-    """The run cannot go on; what is done is stored."""
 
 
 async def run(
@@ -52,17 +46,16 @@ async def run(
       report: called when a record ends.
 
     Returns:
-      How it went. `failed` rows have no verdict: the endpoint did not answer; the next run tries them again.
+      How it went. `failed` rows have no verdict: the endpoint did not answer, or the video could not be read; the next run tries them again.
 
     Raises:
       EndpointFailed: the key was refused, or nothing succeeds any more.
     """
     admitted, done, _ = store.counts()
     progress = Progress(total=admitted, done=done)
-    failures_in_a_row = 0
+    patience = Patience()
 
     async def one(key: str, triplet: Triplet) -> None:
-        nonlocal failures_in_a_row
         record = begin(triplet, fingerprint)
         if record.key != key:
             raise AssertionError("a triplet's key changed between admission and processing")
@@ -70,16 +63,11 @@ async def run(
             record = await process(record, context)
         except ModelError as error:
             progress.failed += 1
-            progress.failure = str(error)
-            failures_in_a_row += 1
-            if error.kind == "auth":
-                raise EndpointFailed(str(error)) from None
-            if failures_in_a_row >= _PATIENCE:
-                raise EndpointFailed(
-                    f"{failures_in_a_row} rows in a row got no reply; the last: {error}"
-                ) from None
+            progress.failure = error.advice
+            patience.failed(key, triplet.video, error)
         else:
-            failures_in_a_row = 0
+            if record.calls:  # a row may end without any, which says nothing of the endpoint
+                patience.succeeded()
             row = line(record, context)
             store.put([Finished(record, dumps(record), row or "")])
             progress.done += 1

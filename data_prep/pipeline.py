@@ -42,7 +42,7 @@ async def process(record: Record, context: Context, stages: Sequence[Stage] = ST
     """The record through the stages, up to the one that rejects it.
 
     Raises:
-      ModelError: the endpoint failed; the row has no verdict.
+      ModelError: the endpoint or the storage failed; the row has no verdict.
     """
     for stage in stages:
         if record.rejection is not None:

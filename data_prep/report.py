@@ -44,7 +44,8 @@ class Figures:
 
     Attributes:
       videos: that stage 0 read.
-      questions: that it made of them.
+      unmade: videos that it could not ask about or read; the next run tries them again.
+      questions: that it made of the others.
       dropped: reason -> captions, questions and videos that its rules refused.
       turned_away: reason -> triplets that admission refused.
       waiting: admitted triplets without a verdict.
@@ -59,6 +60,7 @@ class Figures:
     """
 
     videos: int = 0
+    unmade: int = 0
     questions: int = 0
     dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     turned_away: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -94,6 +96,8 @@ def figures(store: Store) -> Figures:
     found = Figures()
     for reason, count in store.rows("SELECT reason, COUNT(*) FROM turned_away GROUP BY reason"):
         found.turned_away[reason] = count
+    for (count,) in store.rows("SELECT COUNT(*) FROM unmade"):
+        found.unmade = count
     for made, text in store.rows("SELECT questions, record FROM material"):
         record = loads(text)
         found.videos += 1
@@ -143,6 +147,7 @@ def write(store: Store) -> epath.Path:
     plain = {
         "material": {
             "videos": found.videos,
+            "unmade": found.unmade,
             "questions": found.questions,
             "dropped": dict(found.dropped),
         },
@@ -173,6 +178,8 @@ def page(found: Figures, verdicts: Verdicts) -> str:
         (f"{cost:,.2f}", "cost, in the currency of the prices"),
         (f"{cost / accepted:,.4f}" if accepted else "-", "cost of an accepted row"),
     ]
+    if found.unmade:
+        facts.insert(1, (f"{found.unmade:,}", "videos still without questions"))
     if found.waiting:
         facts.insert(1, (f"{found.waiting:,}", "still without a verdict"))
     head = tag(

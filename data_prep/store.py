@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE INDEX IF NOT EXISTS by_reason ON records (stage, reason, quadrant);
 CREATE TABLE IF NOT EXISTS material (number INTEGER PRIMARY KEY, questions INTEGER, record TEXT);
 CREATE TABLE IF NOT EXISTS dropped (number INTEGER, reason TEXT, text TEXT);
+CREATE TABLE IF NOT EXISTS unmade (number INTEGER PRIMARY KEY, failure TEXT);
 CREATE TABLE IF NOT EXISTS refused (key TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS verdicts (
   key TEXT, stage TEXT, reviewer TEXT, verdict TEXT, note TEXT, PRIMARY KEY (key, stage, reviewer)
@@ -62,7 +63,7 @@ class Store:
     def begin_material(self) -> None:
         """Forgets what stage 0 made before: it comes again, from stored replies."""
         with self._lock:
-            for table in ("material", "dropped", "refused"):
+            for table in ("material", "unmade", "dropped", "refused"):
                 self._db.execute(f"DELETE FROM {table}")
 
     def put_material(self, number: int, made: Questions) -> None:
@@ -82,6 +83,11 @@ class Store:
                 "INSERT OR IGNORE INTO refused VALUES (?)", [(r.key,) for r in made.refused]
             )
             self._db.execute("COMMIT")
+
+    def put_unmade(self, number: int, failure: str) -> None:
+        """The source's video `number` gave no questions in this run, as the endpoint or its storage failed."""
+        with self._lock:
+            self._db.execute("INSERT OR REPLACE INTO unmade VALUES (?, ?)", (number, failure))
 
     # ---- admission: what goes into the stages
 

@@ -22,6 +22,7 @@ from data_prep import admission, engine, estimate, pipeline
 from data_prep import config as configs
 from data_prep.models.base import ModelError
 from data_prep.models.calling import Tally
+from data_prep.patience import EndpointFailed
 from data_prep.schema import Triplet
 from data_prep.stages import material
 from data_prep.store import Store
@@ -50,7 +51,7 @@ def synthesize(
     Raises:
       ConfigError: a config that cannot be run.
       ModelError: no API key.
-      EndpointFailed: the endpoint refuses, or answers nothing any more. What is done is stored.
+      EndpointFailed: the endpoint refuses or answers nothing any more, or no video can be read. What is done is stored.
     """
     workdir = epath.Path(workdir)
     store = Store(workdir)
@@ -136,7 +137,7 @@ class _bar:
         def report(progress: engine.Progress) -> None:
             note = f"{progress.accepted} accepted"
             if progress.failed:
-                note += f", {progress.failed} without a reply"
+                note += f", {progress.failed} without a verdict"
             self._rich.update(task, total=progress.total, completed=progress.done, note=note)
 
         return report
@@ -170,15 +171,15 @@ def main(argv: Sequence[str]) -> None:
             _dry_run(flags.FLAGS.config, workdir)
             return
         outcome = synthesize(flags.FLAGS.config, workdir, bar=sys.stderr.isatty())
-    except (configs.ConfigError, ModelError, engine.EndpointFailed, ValueError, OSError) as error:
+    except (configs.ConfigError, ModelError, EndpointFailed, ValueError, OSError) as error:
         print(f"synthesize: {error}", file=sys.stderr)
         sys.exit(2)
     tally, progress = outcome.tally, outcome.progress
     print(json.dumps({"workdir": str(workdir), **outcome.files, "calls": tally.calls,
                       "cached": tally.cached, "retries": tally.retries, "repairs": tally.repairs,
-                      "cost": round(tally.cost, 4), "without_reply": progress.failed}))  # fmt: skip
+                      "cost": round(tally.cost, 4), "without_verdict": progress.failed}))  # fmt: skip
     if progress.failed:
-        print(f"synthesize: {progress.failed} rows or videos got no reply ({progress.failure}); run again", file=sys.stderr)  # fmt: skip
+        print(f"synthesize: {progress.failed} rows or videos have no verdict, and are tried again by the next run; the last: {progress.failure}", file=sys.stderr)  # fmt: skip
         sys.exit(1)
 
 

@@ -8,9 +8,12 @@ import os
 
 from etils import epath
 
+from data_prep.models.base import ModelError
 from data_prep.schema import VideoInfo
-from vo3.video import VideoCrop
+from vo3.video import VideoCrop, VideoError
 
+# Kinds of `VideoError` that tell of the storage, not of the video.
+STORAGE = ("missing", "read", "timeout")
 _SAMPLE = 1 << 16  # bytes hashed at each end of a file
 
 
@@ -38,12 +41,28 @@ def below(root: str, video: str) -> str:
     return path
 
 
-@functools.lru_cache(maxsize=4096)
 def identity(path: str) -> str:
-    """Names the content of a file: its size and the hash of its two ends. Empty where there is no file (an oracle needs none)."""
+    """Names the content of a file: its size and the hash of its two ends. Empty where there is no file (an oracle needs none).
+
+    Raises:
+      ModelError: kind `storage`: it is there and cannot be read.
+    """
+    try:
+        return _identity(path)
+    except FileNotFoundError:
+        return ""
+    except Exception as error:  # object stores have errors of their own
+        raise ModelError(
+            "storage", f"reading {path} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+# Errors are not kept: a file that was not there may be there when it is asked about again.
+@functools.lru_cache(maxsize=4096)
+def _identity(path: str) -> str:
     file = epath.Path(path)
     if not file.exists():
-        return ""
+        raise FileNotFoundError(path)
     if file.is_dir():
         names = sorted(p.name for p in file.iterdir())
         return "folder-" + hashlib.blake2b("\n".join(names).encode(), digest_size=12).hexdigest()
@@ -61,7 +80,13 @@ def probe(path: str, frame_fps: float | None = None) -> VideoInfo:
     """The grid of a video file.
 
     Raises:
-      VideoError: it cannot be read.
+      VideoError: it is no video that can be used.
+      ModelError: kind `storage`: it is not there, or its storage fails or stalls.
     """
-    video = VideoCrop(path, frame_fps=frame_fps)
+    try:
+        video = VideoCrop(path, frame_fps=frame_fps)
+    except VideoError as error:
+        if error.kind not in STORAGE:
+            raise
+        raise ModelError("storage", str(error)) from error
     return VideoInfo(float(video.fps), int(video.frames), int(video.height), int(video.width))

@@ -10,10 +10,22 @@ from typing import Any, Literal, Protocol
 # server     5xx, a broken connection, half a reply; try again
 # timeout    no whole reply within the time limit; try again
 # auth       the key is missing or refused: no call can succeed
-# request    the endpoint will not answer this request (4xx, a content filter)
-# media      the video cannot be read or sent
-ErrorKind = Literal["rate", "server", "timeout", "auth", "request", "media"]
+# refused    the endpoint takes nothing as things stand (402, 404, ...): credits, address, name of the model
+# storage    the video is not there, or its storage fails or stalls
+# request    the endpoint will not answer this request (400, 413, 422, a content filter)
+# media      the video cannot be decoded or sent
+ErrorKind = Literal["rate", "server", "timeout", "auth", "refused", "storage", "request", "media"]
 TRANSIENT: tuple[ErrorKind, ...] = ("rate", "server", "timeout")
+# These tell of the row itself and end it for good; after the others its next run may go well.
+VERDICTS: tuple[ErrorKind, ...] = ("request", "media")
+_REMEDIES: dict[ErrorKind, str] = {
+    "rate": "lower config.limits.concurrency or requests_per_minute",
+    "server": "check that config.model.base_url is up",
+    "timeout": "raise config.limits.timeout or lower config.limits.concurrency",
+    "auth": "check the key in the variable that config.model.api_key_env names",
+    "refused": "check config.model.base_url (up to and including its version, as in .../v1), config.model.name and the account's credits",
+    "storage": "check that config.videos is mounted and holds the videos",
+}
 
 
 class ModelError(Exception):
@@ -32,6 +44,23 @@ class ModelError(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
+
+    @property
+    def advice(self) -> str:
+        """The error with what to do, for the end of a run."""
+        remedy = _REMEDIES.get(self.kind)
+        return f"{self}; {remedy}" if remedy else str(self)
+
+
+def kind_of_status(status: int) -> ErrorKind:
+    """What an HTTP status that is no success says of the call."""
+    if status == 429:
+        return "rate"
+    if status in (401, 403):
+        return "auth"
+    if status >= 500 or status in (408, 409):
+        return "server"
+    return "request" if status in (400, 413, 422) else "refused"
 
 
 @dataclasses.dataclass(frozen=True)

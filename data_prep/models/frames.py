@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_prep.jsonish import clock_text
 from data_prep.models.base import Media, ModelError
+from data_prep.videos import STORAGE
 from vo3.video import CropPolicy, VideoCrop, VideoError
 
 
@@ -43,7 +44,7 @@ def read(media: Media, settings: FrameSettings) -> list[Shown]:
     """The frames of a request, in order of time.
 
     Raises:
-      ModelError: kind `media`: the video, or a window of it, cannot be read.
+      ModelError: kind `media`: the video, or a window of it, cannot be decoded; `storage`: it cannot be read now.
     """
     patches = (settings.side // 28) ** 2
     policy = CropPolicy(
@@ -57,7 +58,7 @@ def read(media: Media, settings: FrameSettings) -> list[Shown]:
         windows = media.windows
         clips = [video.crop(*w, "fine") for w in windows] if windows else [video.overview()]
     except VideoError as error:
-        raise ModelError("media", str(error)) from error
+        raise ModelError("storage" if error.kind in STORAGE else "media", str(error)) from error
     return [
         Shown(float(t), _jpeg(frame, settings.quality))
         for clip in clips

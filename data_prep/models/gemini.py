@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import Any
 
-from data_prep.models.base import Client, Media, ModelError, RawReply, Request
+from data_prep.models.base import Client, Media, ModelError, RawReply, Request, kind_of_status
 from data_prep.models.openai import read_key
 
 # An upload is processed before it can be asked about.
@@ -95,8 +95,10 @@ class GeminiClient(Client):
     async def _media(self, media: Media) -> list[Any]:
         from google.genai import types
 
+        if os.path.isdir(media.path):
+            raise ModelError("media", f"{media.video} is a folder; Gemini takes video files only")
         if not os.path.isfile(media.path):
-            raise ModelError("media", f"{media.video} is no file; Gemini takes video files only")
+            raise ModelError("storage", f"there is no file {media.path} on this machine")
         task = self._uploads.get(media.identity)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = self._uploads[media.identity] = asyncio.create_task(self._upload(media.path))
@@ -141,11 +143,12 @@ class GeminiClient(Client):
 
     def _failed(self, error: Any) -> ModelError:
         message = self._clean(f"HTTP {error.code}: {error.message}"[:200])
-        if error.code == 429:
-            return ModelError("rate", message)
-        if error.code in (401, 403) or "API key" in (error.message or ""):
+        if "API key" in (error.message or ""):
             return ModelError("auth", message)
-        return ModelError("server" if error.code >= 500 else "request", message)
+        # 400 too, where no request is answered from this place or without billing.
+        if error.status == "FAILED_PRECONDITION":
+            return ModelError("refused", message)
+        return ModelError(kind_of_status(error.code), message)
 
     def _clean(self, message: str) -> str:
         return message.replace(self._key, "***") if self._key else message

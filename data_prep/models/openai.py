@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from data_prep.models import frames
-from data_prep.models.base import Client, ModelError, RawReply, Request
+from data_prep.models.base import TRANSIENT, Client, ModelError, RawReply, Request, kind_of_status
 
 
 def read_key(variable: str, base_url: str) -> str:
@@ -154,13 +154,9 @@ class OpenAIClient(Client):
 
     def _refused(self, status: int, headers: Any, text: str) -> ModelError:
         message = self._clean(f"HTTP {status}: {text.strip()[:200]}")
-        if status == 429:
-            return ModelError("rate", message, retry_after=_retry_after(headers))
-        if status in (401, 403):
-            return ModelError("auth", message)
-        if status >= 500 or status in (408, 409):
-            return ModelError("server", message, retry_after=_retry_after(headers))
-        return ModelError("request", message)
+        kind = kind_of_status(status)
+        after = _retry_after(headers) if kind in TRANSIENT else None
+        return ModelError(kind, message, retry_after=after)
 
     def _clean(self, message: str) -> str:
         return message.replace(self._key, "***") if self._key else message

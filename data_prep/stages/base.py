@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from data_prep import prompts, videos
 from data_prep.keys import content_key
-from data_prep.models.base import Media, ModelError, Request
+from data_prep.models.base import VERDICTS, Media, ModelError, Request
 from data_prep.models.calling import Answer, Caller, UnusableReply
 from data_prep.prompts import fenced
 from data_prep.schema import Record, Triplet, VideoInfo
@@ -46,6 +46,7 @@ class Context:
 
         Raises:
           videos.PathError: the path leaves the root.
+          ModelError: kind `storage`: the file cannot be read.
         """
         path = videos.below(self.root, triplet.video)
         return Media(triplet.video, path, videos.identity(path), windows, triplet.frame_fps)
@@ -60,7 +61,7 @@ class Stage(Protocol):
         """The record with this stage's output, or rejected.
 
         Raises:
-          ModelError: the endpoint failed; the row has no verdict and is tried again by the next run.
+          ModelError: the endpoint or the storage failed; the row has no verdict and is tried again by the next run.
         """
 
 
@@ -89,7 +90,7 @@ async def ask(
 
     Raises:
       Rejected: no usable reply, or the endpoint refuses this request or this video.
-      ModelError: the endpoint failed in a way that another run may not meet.
+      ModelError: the endpoint or the storage failed in a way that another run may not meet.
     """
     template = context.prompt(prompt)
     request = Request(
@@ -110,7 +111,7 @@ async def ask(
         noted = dataclasses.replace(record, calls=record.calls + error.notes)
         raise Rejected(noted.rejected(stage, f"reply_{error.kind}", str(error))) from error
     except ModelError as error:
-        if error.kind in ("request", "media"):
+        if error.kind in VERDICTS:
             raise Rejected(
                 record.rejected(stage, f"endpoint_{error.kind}", error.message)
             ) from error

@@ -18,7 +18,7 @@ from vo3.video import VideoError
 class Localise:
     """Asks for intervals; those outside the video are dropped, none left ends the row.
 
-    Reasons: `video_path`, `video_<kind>` (a file that cannot be read), `no_clue`, `outside` (every interval lies outside the
+    Reasons: `video_path`, `video_<kind>` (a file that is no usable video), `no_clue`, `outside` (every interval lies outside the
     video), `bad_times`, `too_many`.
     """
 

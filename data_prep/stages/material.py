@@ -17,6 +17,7 @@ from typing import Any
 from data_prep import intervals, jsonish, videos
 from data_prep.jsonish import clock_text
 from data_prep.models.base import ModelError
+from data_prep.patience import EndpointFailed, Patience
 from data_prep.prompts import fenced
 from data_prep.schema import MATERIAL, Caption, Material, Origin, Record, Triplet, VideoInfo
 from data_prep.stages import rules
@@ -47,7 +48,7 @@ class Questions:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """The triplets of a source, and the videos that stage 0 got no reply on: the next run tries them again."""
+    """The triplets of a source, and the videos that stage 0 got no reply on, or could not read: the next run tries them again."""
 
     triplets: Iterator[Triplet]
     failed: int = 0
@@ -180,7 +181,7 @@ async def triplets(source: Iterator[Triplet | Material], context: Context, store
       store: what stage 0 made, dropped and paid for is written there.
 
     Raises:
-      ModelError: the key was refused, or a whole batch of videos got no reply. Stored replies are kept.
+      EndpointFailed: the key was refused, or nothing succeeds. Stored replies are kept.
     """
     store.begin_material()
     first = next(source, None)
@@ -189,26 +190,30 @@ async def triplets(source: Iterator[Triplet | Material], context: Context, store
     rows = itertools.chain([first], source)
     if isinstance(first, Triplet):
         return Made(rows)
-    failed, failure, number = 0, "", 0
+    failed, failure, number, patience = 0, "", 0, Patience()
     # A run may have more questions than memory; they wait in a file until they are admitted.
     waiting = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `_read_back`
     while batch := list(itertools.islice(rows, context.caller.limits.concurrency)):
         results = await asyncio.gather(
             *(questions(item, context) for item in batch), return_exceptions=True
         )
-        failures = [r for r in results if isinstance(r, BaseException)]
-        for error in failures:
-            if not isinstance(error, ModelError) or error.kind == "auth":
-                raise error
-        if len(failures) == len(batch):
-            raise failures[0]
-        failed += len(failures)
-        failure = str(failures[-1]) if failures else failure
-        for result in results:
-            if isinstance(result, Questions):
+        for item, result in zip(batch, results, strict=True):
+            if isinstance(result, ModelError):
+                failed, failure = failed + 1, result.advice
+                store.put_unmade(number, str(result))
+                patience.failed(item.id, item.video, result)
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                if result.record.calls:
+                    patience.succeeded()
                 store.put_material(number, result)
                 waiting.writelines(json.dumps(t.to_json()) + "\n" for t in result.triplets)
             number += 1
+    if (
+        failed == number
+    ):  # with questions on none of them, everything that is admitted would be replaced by nothing
+        raise EndpointFailed(f"stage 0 came to nothing on all {number} videos; the last: {failure}")
     return Made(_read_back(waiting), failed, failure)
 
 

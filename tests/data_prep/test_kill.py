@@ -12,11 +12,14 @@ import sys
 import time
 
 import pytest
-from stub_server import KEY, Serving, Stub
+from stub_server import KEY, Serving, Stub, status
 
 from configs.data_prep import get_config
+from data_prep import videos
 from data_prep.cache import SqliteCache
+from data_prep.patience import EndpointFailed
 from data_prep.schema import Triplet, VideoInfo
+from data_prep.store import Store
 from data_prep.synthesize import synthesize
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -72,8 +75,6 @@ def test_a_run_over_http_makes_rows_and_keeps_the_key_out_of_them(tmp_path, monk
 
 
 def test_rows_without_a_reply_have_no_verdict_and_are_tried_again(tmp_path, monkeypatch):
-    from stub_server import status
-
     monkeypatch.setenv("STUB_KEY", KEY)
     stub = Stub()
     with Serving(stub) as url:
@@ -87,10 +88,6 @@ def test_rows_without_a_reply_have_no_verdict_and_are_tried_again(tmp_path, monk
 
 
 def test_a_refused_key_ends_the_run_at_once(tmp_path, monkeypatch):
-    from stub_server import status
-
-    from data_prep.engine import EndpointFailed
-
     monkeypatch.setenv("STUB_KEY", KEY)
     stub = Stub()
     with Serving(stub) as url:
@@ -98,6 +95,86 @@ def test_a_refused_key_ends_the_run_at_once(tmp_path, monkeypatch):
         with pytest.raises(EndpointFailed, match="401") as error:
             synthesize(configured(tmp_path, url, rows=30), tmp_path / "run")
     assert KEY not in str(error.value) and sum(stub.calls.values()) <= 8
+
+
+@pytest.mark.parametrize("code", [402, 404])
+def test_an_endpoint_that_refuses_everything_rejects_nothing(tmp_path, monkeypatch, code):
+    monkeypatch.setenv("STUB_KEY", KEY)
+    stub = Stub()
+    with Serving(stub) as url:
+        config = configured(tmp_path, url, rows=70)
+        stub.script = [status(code)] * 100
+        with pytest.raises(EndpointFailed, match=rf"50 rows .* HTTP {code}: .*base_url .*credits"):
+            synthesize(config, tmp_path / "run")
+        # Among others it costs its row nothing but this run.
+        stub.script = [status(code)] * 3
+        second = synthesize(config, tmp_path / "run")
+        assert second.progress.failed == 3 and second.files["rejected.jsonl"] == 0
+        third = synthesize(config, tmp_path / "run")
+    assert third.progress.failed == 0 and third.files["trajectories.jsonl"] == 70
+
+
+def ask_about(tmp_path: pathlib.Path, video) -> None:
+    """Gives row n of the source the video `video(n)`; every other row tells its grid."""
+    path = tmp_path / "triplets.jsonl"
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    for n, row in enumerate(rows):
+        row["video"] = video(n)
+        if n % 2:
+            row["info"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_missing_video_waits_and_stops_nothing(tmp_path, monkeypatch):
+    """However many questions it has."""
+    monkeypatch.setenv("STUB_KEY", KEY)
+    stub = Stub()
+    with Serving(stub) as url:
+        config = configured(tmp_path, url, rows=64)
+        ask_about(tmp_path, lambda n: "later.mp4" if n < 60 else "v.mp4")
+        first = synthesize(config, tmp_path / "run")
+        assert first.files == {"trajectories.jsonl": 4, "rl.jsonl": 4, "rejected.jsonl": 0}
+        assert first.progress.failed == 60 and "config.videos" in first.progress.failure
+        assert json.loads((tmp_path / "run" / "report.json").read_text())["waiting"] == 60
+        videos = tmp_path / "videos"
+        (videos / "later.mp4").write_bytes((videos / "v.mp4").read_bytes())
+        second = synthesize(config, tmp_path / "run")
+    assert second.progress.failed == 0 and second.files["trajectories.jsonl"] == 64
+
+
+def test_videos_that_are_not_mounted_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUB_KEY", KEY)
+    stub = Stub()
+    with Serving(stub) as url:
+        config = configured(tmp_path, url, rows=70)
+        ask_about(tmp_path, lambda n: f"{n}.mp4")
+        with pytest.raises(EndpointFailed, match=r"50 videos .*config\.videos is mounted"):
+            synthesize(config, tmp_path / "run")
+    store = Store(tmp_path / "run")
+    assert store.counts() == (70, 0, 0) and not stub.calls
+
+
+def test_storage_that_fails_is_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUB_KEY", KEY)
+    stub, real, failures = (
+        Stub(),
+        type(videos.epath.Path("x")).open,
+        [OSError(5, "Input/output error")],
+    )
+
+    def fails_once(path, *args, **options):
+        if path.name == "v.mp4" and failures:
+            raise failures.pop()
+        return real(path, *args, **options)
+
+    with Serving(stub) as url:
+        config = configured(tmp_path, url, rows=2)
+        videos._identity.cache_clear()
+        monkeypatch.setattr(type(videos.epath.Path("x")), "open", fails_once)
+        first = synthesize(config, tmp_path / "run")
+        assert first.progress.failed == 1 and "Input/output error" in first.progress.failure
+        second = synthesize(config, tmp_path / "run")
+    assert second.progress.failed == 0 and second.files["trajectories.jsonl"] == 2
 
 
 CHILD = """

@@ -119,7 +119,7 @@ def test_a_hang_ends_at_the_time_limit(stub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "tries"), [(429, "rate", 4), (500, "server", 4), (401, "auth", 1), (400, "request", 1)]
+    ("code", "kind", "tries"), [(429, "rate", 4), (500, "server", 4), (401, "auth", 1), (400, "request", 1), (422, "request", 1), (402, "refused", 1), (404, "refused", 1)]
 )  # fmt: skip
 def test_what_does_not_pass_ends_the_call(stub, tmp_path, code, kind, tries):
     stub.script = [status(code)] * 5

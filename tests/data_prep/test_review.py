@@ -272,9 +272,10 @@ def test_stage_0_is_part_of_rows_report_and_review(tmp_path, monkeypatch):
     config.source.name, config.source.path, config.model.name = "material", str(tmp_path / "m.jsonl"), "m"  # fmt: skip
     config.model.price.prompt = 1e4
     config.limits.attempts = 1
+    config.limits.concurrency = 2  # the lost one has a batch of its own, and ends nothing
     outcome = synthesize(config, tmp_path / "run")
     assert outcome.files == {"trajectories.jsonl": 2, "rl.jsonl": 2, "rejected.jsonl": 0}
-    assert (outcome.progress.failed, outcome.progress.failure) == (1, "server: down")
+    assert outcome.progress.failed == 1 and outcome.progress.failure.startswith("server: down; ")
     lines = (tmp_path / "run" / "trajectories.jsonl").read_text().splitlines()
     made = Trajectory.loads(lines[0]).meta["synthesis"]
     (origin,) = made["material"]
@@ -283,6 +284,7 @@ def test_stage_0_is_part_of_rows_report_and_review(tmp_path, monkeypatch):
     store = Store(tmp_path / "run")
     found = report.figures(store)
     assert (found.videos, found.questions, dict(found.dropped)) == (2, 2, {"audio": 2})
+    assert found.unmade == 1
     assert found.calls["material"] == 2 and found.cost["material"] == pytest.approx(2.0)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "0 material, 2 videos" in page and "2 of 4" in page
