@@ -189,8 +189,10 @@ class Collector:
             "or too hard for the policy, or the temperature is too low"
         )
         if self._config.rl.when_short == "stop" or not complete:
+            train = " or with --config.rl.when_short=train" if complete else ""
             raise CollectError(
-                f"{message}. Change the data or rl.mix, raise rl.draw_limit or rl.group, or set rl.when_short='train'"
+                f"{message}. Go on from here with a higher --config.rl.draw_limit{train}; other data, another rl.mix or a larger "
+                "rl.group make another run, in another workdir"
             )
         # Where nothing may be drawn again, every step is short; the log's `groups` says how short.
         level = logging.WARNING if self._config.rl.draw_limit > 1 else logging.DEBUG

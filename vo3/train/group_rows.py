@@ -301,8 +301,8 @@ def split(tree: Tree, shape: Shape, *, align: int) -> list[Tree]:
             need = trial.needs(align)
             raise ValueError(
                 f"{tree.name}: rollout {leaf.number} takes {need.tokens} tokens, {need.patches} patches and {need.scored} trained "
-                f"tokens, more than the largest row ({shape.tokens}, {shape.patches}, {shape.scored}); raise rl.shapes, or "
-                "lower rl.rollout.max_length"
+                f"tokens, more than the largest row ({shape.tokens}, {shape.patches}, {shape.scored}); raise the last of "
+                "rl.shapes, with which the run may go on"
             )
         leaves.append(leaf)
     parts.append(dataclasses.replace(tree, leaves=tuple(leaves), sequences=0))

@@ -199,31 +199,44 @@ class Loop:
         alarms = Alarms(self.workdir, start=done)
         finished = done >= total
         unlogged: StepRow | None = None
+
+        def leave(rollouts: Collected | None = None) -> None:
+            """Writes down where the run stands, which ends before the next update, with the rollouts for it."""
+            if unlogged is not None:
+                log.write(unlogged)
+            if rollouts is not None:
+                self._keep(rollouts, done, cursor)
+            if saved != done or (rollouts is not None and done not in checkpoints.steps()):
+                checkpoints.save(state, done, cursor=cursor)
+
         with log:
             ending = preemption.reached()
             while not finished and not ending:
                 profile.before(done + 1)
                 begin = time.monotonic()
-                collected = self._collect(state, done, cursor)
+                try:
+                    collected = self._collect(state, done, cursor)
+                except CollectError:  # in every process: what it counts is agreed on
+                    leave()
+                    raise
                 if collected.ended and not collected.complete:
                     logging.info("the data ended after %d steps", done)
                     finished = True
-                    if unlogged is not None:
-                        log.write(unlogged)
-                    if saved != done:
-                        checkpoints.save(state, done, cursor=cursor)
+                    leave()
                     self.pending.drop()
                     break
                 if preemption.reached() or stop_after == done + 0.5:
-                    self._keep(collected, done, cursor)
-                    if saved != done or done not in checkpoints.steps():
-                        checkpoints.save(state, done, cursor=cursor)
+                    leave(collected)
                     logging.info("asked to end: kept the rollouts of step %d", done + 1)
                     break
                 self.publish.release()
                 if done + 1 < total and not collected.ended:
                     self.collector.ahead(collected.cursor)
-                state, update = self.updater.update(state, kept(collected.groups))
+                try:
+                    state, update = self.updater.update(state, kept(collected.groups))
+                except config_lib.ConfigError:  # in every process, before anything is updated
+                    leave(collected)
+                    raise
                 done, cursor = done + 1, collected.cursor
                 profile.after(done)
                 self._watch(update, done)

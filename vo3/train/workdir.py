@@ -15,12 +15,13 @@ from vo3.train import config as config_lib
 from vo3.train import processes
 
 CONFIG = "config.json"
-# Keys that may differ when a run goes on: they change what is seen of it, not what it computes.
+# Keys that may differ when a run goes on: they change what is seen of it, how its rows are padded, or when it gives up, not what
+# it has learned from. The errors that end a run name some of them as the remedy.
 FREE = (
     r"^(log|checkpoint|mesh|sharding)\.",
     r"^data\.(workers|clip_cache|clip_cache_bytes|time_limit|reject_limit|videos|rows)$",
     r"^(compilation_cache|on_nan|spike_factor|scan_unroll|remat)$",
-    r"^rl\.(trajectories_every|alarms|rollout\.(tensor|slots|lanes|workers))$",
+    r"^rl\.(trajectories_every|alarms|when_short|draw_limit|shapes|rollout\.(tensor|slots|lanes|workers))$",
 )
 
 

@@ -164,18 +164,31 @@ def test_several_updates_make_the_ratio_matter(tmp_path):
     assert checkpoints.Position(**saved).cursor == 2
 
 
-def test_too_few_groups_end_the_run_with_the_reason(tmp_path):
-    roller = FakeRoller(equal=[f"p{i}" for i in range(99) if i != 2], broken=["p1"])
-    with pytest.raises(
-        CollectError, match=r"1 of 2 groups after 6 prompts.*'unreadable': 1.*raise rl.draw_limit"
-    ):
-        run(tmp_path / "a", roller=roller, **{"rl.draw_limit": 3.0})
-    short = run(
-        tmp_path / "b", roller=roller, steps=1, **{"rl.draw_limit": 3.0, "rl.when_short": "train"}
-    )
-    assert short.finished
-    row = json.loads((tmp_path / "b" / "log.jsonl").read_text())
-    assert row["groups"] == 1 and row["unreadable"] == pytest.approx(1 / 6, rel=1e-4)
+def test_too_few_groups_end_the_run_with_the_reason_and_it_goes_on_with_the_remedy(tmp_path):
+    """From the step before, for which no checkpoint was due; of the prompts after it only p7 has a group to learn from."""
+    roller = FakeRoller(equal=[f"p{i}" for i in range(2, 99) if i != 7], broken=["p4"])
+    changes = {"steps": 2, "rl.draw_limit": 2.0, "checkpoint.every": 9, "log.every": 9}
+    with pytest.raises(CollectError, match=r"0 of 2 groups after 4 prompts.*'unreadable': 1.*higher --config.rl.draw_limit; other"):  # fmt: skip
+        run(tmp_path, roller=roller, **changes)
+    with pytest.raises(CollectError, match=r"1 of 2 groups after 6 prompts.*or with --config.rl.when_short=train"):  # fmt: skip
+        run(tmp_path, roller=roller, **{**changes, "rl.draw_limit": 3.0})
+    roller.asked.clear()
+    short = run(tmp_path, roller=roller, **{**changes, "rl.draw_limit": 3.0, "rl.when_short": "train"})  # fmt: skip
+    assert short.finished and roller.asked == [f"p{i}" for i in range(2, 8)]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2] and [row["groups"] for row in rows] == [2, 1]
+    assert rows[1]["unreadable"] == pytest.approx(1 / 6, rel=1e-4)
+
+
+def test_a_row_that_is_too_small_ends_the_run_and_it_goes_on_with_larger_ones(whole, tmp_path):
+    small = {"rl.shapes": ((1280, 4, 512),), "checkpoint.every": 9}
+    roller = FakeRoller(equal=["p1", "p4"])
+    with pytest.raises(ConfigError, match=r"raise the last of rl\.shapes, with which the run may go on"):  # fmt: skip
+        run(tmp_path, roller=roller, **small)
+    again = run(tmp_path, roller=(one := FakeRoller(equal=["p1", "p4"])))
+    # The rollouts are kept; nothing else is.
+    assert roller.asked == ["p0", "p1", "p2"] and one.asked == [f"p{i}" for i in range(3, 8)]
+    assert_same(again.params, whole[0].params)
 
 
 @pytest.mark.soak

@@ -70,7 +70,9 @@ def test_a_mini_batch_without_a_group_is_no_optimiser_step():
 
 def test_a_rollout_that_no_row_holds_names_the_key(monkeypatch):
     one = updater(**{"rl.shapes": ((1280, 4, 512),)})
-    with pytest.raises(ConfigError, match=r"largest row \(1280, 4, 512\); raise rl\.shapes"):
+    with pytest.raises(
+        ConfigError, match=r"largest row \(1280, 4, 512\); raise the last of rl\.shapes"
+    ):
         one.micro_batches([one.tree(group) for group in groups(3)])
     # And every other process ends with it.
     monkeypatch.setattr(policy_update.processes, "agree", lambda flag: False)
