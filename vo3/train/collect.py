@@ -156,6 +156,8 @@ class Collector:
         by_prompt: dict[int, list[Trajectory]] = {}
         for trajectory in trajectories:
             by_prompt.setdefault(trajectory.meta["rl"]["prompt"], []).append(trajectory)
+        # On another machine, or after the folder was emptied, those that are made on the fly are not there yet.
+        self._prompts.ready(sorted(by_prompt))
         host = HostCalls(
             workers=self._config.rl.rollout.workers, timeout_s=self._config.data.time_limit
         )

@@ -7,8 +7,10 @@ import threading
 import pytest
 import rl_runs
 from rl_runs import FakePrompts, FakeRoller
+from rollout_fakes import NoiseVideo
 
 from vo3.train.collect import Collector
+from vo3.train.scoring import with_reward
 
 
 class SlowPrompts(FakePrompts):
@@ -50,6 +52,25 @@ def test_what_goes_wrong_ahead_is_told_by_the_step():
     some.ahead(6)
     with pytest.raises(OSError, match="no space left"):
         some.step(4, 6)
+
+
+def test_kept_rollouts_find_their_videos_made_again():
+    """As on another machine, where those that were made on the fly are gone."""
+    groups = collector(SlowPrompts(), FakeRoller(blind=True)).step(4, 6).groups
+    written = [
+        with_reward(rollout, step=5, number=group.number, index=i)
+        for group in groups
+        for i, rollout in enumerate(group.rollouts)
+    ]
+    prompts = SlowPrompts()
+
+    def open_video(task):
+        assert prompts.asked == [[6, 7, 8]]
+        return NoiseVideo(seed=1)
+
+    again = collector(prompts, FakeRoller()).restore(written, open_video)
+    assert [len(group.rollouts) for group in again] == [3, 3, 3]
+    assert all(rollout.lost is None for group in again for rollout in group.rollouts)
 
 
 def test_a_closed_collector_leaves_nothing_under_way(caplog):
