@@ -193,9 +193,15 @@ class Log:
         if not self._writes:
             return
         file = self._workdir / "log.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
+        text = file.read_text() if file.exists() else ""
+        lines = text.splitlines()
         self._lines = [line for line in lines if _step(line) is not None and _step(line) <= start]
-        file.write_text("".join(f"{line}\n" for line in self._lines))
+        kept = "".join(f"{line}\n" for line in self._lines)
+        if kept != text:
+            # Aside: a run that is killed here must not lose the steps that are done.
+            part = self._workdir / "log.jsonl.part"
+            part.write_text(kept)
+            part.replace(file)
         # A file on a bucket cannot be appended to; it is small and written again.
         self._remote = "://" in os.fspath(file)
         if config.log.tensorboard:

@@ -135,6 +135,27 @@ def test_what_a_run_shows_may_lie_in_a_bucket(bucket):
     assert any(b"train/loss" in data for data in boards)
 
 
+def test_killed_while_repeated_steps_are_dropped_the_log_is_the_one_before(tmp_path, monkeypatch):
+    def killed(self, text, **_):
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    log, chosen = epath.Path(tmp_path) / "log.jsonl", config()
+    log.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
+    before = log.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(log), "write_text", killed)
+        Log(tmp_path, chosen, start=3)  # nothing is to be dropped: nothing is written
+        with pytest.raises(KeyboardInterrupt):
+            Log(tmp_path, chosen, start=2)
+    assert log.read_text() == before
+    with log.open("a") as file:
+        file.write('{"step": 4')  # the line that was being written
+    Log(tmp_path, chosen, start=2)
+    assert log.read_text() == before.removesuffix('{"step": 3}\n')
+
+
 def test_wandb_is_imported_when_it_is_asked_for(tmp_path, monkeypatch):
     chosen = config(**{"log.tensorboard": False, "log.wandb": "mine"})
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
