@@ -1,6 +1,7 @@
 """A language model as the judge of answers that no rule can score, behind any OpenAI-compatible endpoint. Off unless asked for.
 
-Every judgement is kept in a file, so that a run that goes on, or a card that is made again, asks nothing twice.
+Every judgement is kept in a file of its own, so that a run that goes on, a card that is made again, or another process of the same run asks
+nothing twice. One file for all would be no place for them: object stores cannot append, and shards would write over each other's lines.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Judge:
           url: the base, as `https://host/v1`.
           model: as the endpoint calls it.
           key: the secret, or None where none is needed.
-          cache: file of the judgements made.
+          cache: NAME.jsonl; judgements go into the folder NAME beside it. The file itself is read where an earlier version left one.
           time_limit: seconds for one request.
           pause: seconds before the second try; doubled for each further one.
         """
@@ -69,14 +70,13 @@ class Judge:
         )
         self.asked = 0
         self._key, self._limit, self._pause = key, time_limit, pause
-        self._cache = epath.Path(cache)
+        cache = epath.Path(cache)
+        self._folder = cache.with_suffix("")
         self._known: dict[str, bool] = {}
-        if self._cache.exists():
-            text = self._cache.read_text()
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # a last line torn by a kill is cut off, and asked again
-                write_atomically(self._cache, whole)
-            for line in whole.split("\n")[:-1]:
+        if cache.exists():
+            for line in cache.read_text().split("\n")[
+                :-1
+            ]:  # behind the last line end: nothing, or a line torn by a kill
                 entry = json.loads(line)
                 self._known[entry["key"]] = entry["right"]
 
@@ -93,7 +93,6 @@ class Judge:
             raise JudgeError(
                 f"judge.url={config.url} needs a key: set {config.key_env}, or --config.judge.key_env= where none is needed"
             )
-        cache.parent.mkdir(parents=True, exist_ok=True)
         return cls(config.url, config.model, key=key, cache=cache, time_limit=config.time_limit)
 
     def __call__(self, question: Question, answer: str) -> bool:
@@ -105,10 +104,13 @@ class Judge:
         prompt = _prompt(question, answer)
         key = hashlib.sha256(f"{self.name}\n{prompt}".encode()).hexdigest()[:32]
         if key not in self._known:
-            self._known[key] = self._ask(prompt)
-            entry = {"key": key, "id": question.id, "answer": answer, "right": self._known[key]}
-            with self._cache.open("a") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file = self._folder / f"{key}.json"
+            if file.exists():  # of an earlier run, or of another shard
+                self._known[key] = json.loads(file.read_text())["right"]
+            else:
+                self._known[key] = self._ask(prompt)
+                entry = {"id": question.id, "answer": answer, "right": self._known[key]}
+                write_atomically(file, json.dumps(entry, ensure_ascii=False) + "\n")
         return self._known[key]
 
     def _ask(self, prompt: str) -> bool:

@@ -8,7 +8,9 @@ import threading
 
 import eval_samples
 import pytest
+from etils import epath
 
+from tests.gcs_fake import fake_gcs
 from vo3.evals.judge import Judge, JudgeError
 from vo3.evals.questions import Question
 
@@ -41,9 +43,19 @@ def server():
     server.server_close()
 
 
-def judge(server, tmp_path, **options) -> Judge:
+@pytest.fixture(params=["local", "gs"])
+def folder(request, tmp_path):
+    """A workdir on this machine, and one on an object store, which cannot append."""
+    if request.param == "local":
+        yield tmp_path
+        return
+    with fake_gcs():
+        yield epath.Path("gs://bucket/run")
+
+
+def judge(server, folder, **options) -> Judge:
     url = f"http://127.0.0.1:{server.server_port}/v1/"
-    return Judge(url, "m", cache=tmp_path / "judged.jsonl", pause=0.01, **{"key": None, **options})
+    return Judge(url, "m", cache=folder / "judged.jsonl", pause=0.01, **{"key": None, **options})
 
 
 QUESTION = Question(eval_samples.task(answer="B"), "choice")
@@ -75,19 +87,36 @@ def test_an_endpoint_that_sends_the_key_back_does_not_bring_it_into_the_message(
     assert "secret-key" not in str(error.value)
 
 
-def test_nothing_is_asked_twice_not_even_by_a_later_run(server, tmp_path):
-    server.replies = ["right"]
-    assert judge(server, tmp_path)(QUESTION, "the dog") is True
-    with (tmp_path / "judged.jsonl").open("a") as file:
-        file.write('{"key": "to')  # torn by a kill
-    again = judge(server, tmp_path)
-    assert again(QUESTION, "the dog") is True
-    assert (again.asked, len(server.seen)) == (0, 1)
-    # What is judged after the kill is read again too.
-    server.replies = ["wrong"]
+def test_nothing_is_asked_twice_not_even_by_a_later_run(server, folder):
+    server.replies = ["right", "wrong"]
+    assert judge(server, folder)(QUESTION, "the dog") is True
+    again = judge(server, folder)
+    assert (again(QUESTION, "the dog"), again.asked) == (True, 0)
     again(QUESTION, "the cat")
-    last = judge(server, tmp_path)
+    last = judge(server, folder)
     assert (last(QUESTION, "the dog"), last(QUESTION, "the cat"), last.asked) == (True, False, 0)
+
+
+def test_shards_share_their_judgements(server, folder):
+    """The last of them makes the card, of the answers of all."""
+    server.replies = ["right", "wrong"]
+    one, two = judge(server, folder), judge(server, folder)
+    one(QUESTION, "the dog")
+    two(QUESTION, "the cat")
+    for shard in (one, two, judge(server, folder)):
+        assert (shard(QUESTION, "the dog"), shard(QUESTION, "the cat")) == (True, False)
+    assert len(server.seen) == 2
+
+
+def test_the_judgements_of_an_earlier_version_are_read(server, tmp_path):
+    server.replies = ["right"]
+    judge(server, tmp_path)(QUESTION, "the dog")
+    [file] = (tmp_path / "judged").iterdir()
+    entry = {"key": file.stem, **json.loads(file.read_text())}
+    file.unlink()
+    (tmp_path / "judged.jsonl").write_text(json.dumps(entry) + '\n{"key": "to')  # torn by a kill
+    again = judge(server, tmp_path)
+    assert (again(QUESTION, "the dog"), again.asked) == (True, 0)
 
 
 def test_passing_faults_are_tried_again(server, tmp_path):
