@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import threading
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -233,7 +233,7 @@ class Store:
 
 def write_lines(path: epath.Path, lines: Iterable[str]) -> int:
     """Writes a file that appears when it is whole; returns the number of lines."""
-    part = path.with_name(f".{os.getpid()}-{path.name}")
+    part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     count = 0
     with part.open("w") as out:
         for text in lines:

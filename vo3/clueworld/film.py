@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import uuid
 
 import av
 from etils import epath
@@ -24,7 +25,7 @@ def write_video(world: World, path: epath.PathLike, *, crf: int = 18) -> epath.P
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
+    part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         _encode(world, part, crf)
         part.rename(path)

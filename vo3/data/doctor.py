@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ def diagnose(
 def write_trainable(rows: RowFiles, diagnosis: Diagnosis, path: epath.PathLike) -> int:
     """Writes the trainable rows as they are, one JSON object a line; the file appears whole. Returns their number."""
     path = epath.Path(path)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
+    part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     with part.open("w") as out:
         for index in diagnosis.trainable:
             out.write(json.dumps(_plain(rows[index]), ensure_ascii=False) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from typing import Any
 
 from etils import epath
@@ -148,6 +149,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_atomically(path: epath.Path, text: str) -> None:
     """Writes a whole file or none of it: an interrupted write leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
+    # No process id: processes of several containers may have the same one, and this folder.
+    part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     part.write_text(text)
     part.replace(path)

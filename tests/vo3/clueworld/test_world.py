@@ -195,3 +195,18 @@ def test_a_larger_dot_draws_larger_digits():
         ]
         ink.append(int((frames[0] != frames[1]).any(-1).sum()))
     assert ink[1] > 3 * ink[0]
+
+
+def test_writers_of_a_video_with_the_same_process_id_do_not_meet(tmp_path, monkeypatch):
+    """As they have in containers that share a folder."""
+    path, inner = tmp_path / "w.mp4", [make_world(2)]
+
+    def encode(world, part, crf):
+        part.write_text(str(world.seed))
+        if inner:
+            write_video(inner.pop(), path)
+            assert path.read_text() == "2"
+
+    monkeypatch.setattr(film, "_encode", encode)
+    write_video(make_world(1), path)
+    assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]

@@ -68,6 +68,21 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert "another --workdir" in str(error.value)
 
 
+def test_writers_with_the_same_process_id_do_not_meet(tmp_path, monkeypatch):
+    """As they have in containers that share a folder."""
+    path, real, inner = tmp_path / "card.json", type(tmp_path / "x").write_text, ["second"]
+
+    def slow(self, text, *args, **kwargs):
+        real(self, text, *args, **kwargs)
+        if inner:
+            journal.write_atomically(path, inner.pop())
+            assert path.read_bytes() == b"second"
+
+    monkeypatch.setattr(type(path), "write_text", slow)
+    journal.write_atomically(path, "first")
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "card.json"
     journal.write_atomically(path, "old")
