@@ -28,7 +28,7 @@ def write_video(world: World, path: epath.PathLike, *, crf: int = 18) -> epath.P
     part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         _encode(world, part, crf)
-        part.rename(path)
+        part.replace(path)
     except BaseException:  # also where it is interrupted: nobody would look for a hidden file
         part.unlink(missing_ok=True)
         raise
