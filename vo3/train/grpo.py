@@ -51,6 +51,7 @@ from vo3.train.collect import (
     Roller,
     sum_over_processes,
 )
+from vo3.train.faults import Faults, TrainingFault
 from vo3.train.metrics import Log, Profile
 from vo3.train.pending import Kept, Pending
 from vo3.train.policy_step import PolicyPrograms
@@ -59,7 +60,7 @@ from vo3.train.prompts import Prompts, make_prompts, opener
 from vo3.train.publish import Publisher
 from vo3.train.rl_metrics import Alarms, StepRow, rollout_figures, update_figures
 from vo3.train.scoring import ScoredGroup, kept, with_reward
-from vo3.train.sft import Result, TrainingFault, quiet, start
+from vo3.train.sft import Result, quiet, start
 from vo3.train.state import Params, Trainable, TrainState, trainable
 from vo3.train.step import FAULTS
 from vo3.train.workdir import claim
@@ -122,7 +123,7 @@ def train(
       ConfigError: the configuration contradicts itself, or the workdir is another run's.
       CheckpointError: checkpoints cannot be read or written.
       CollectError: too few groups to learn from.
-      TrainingFault: an update that is not finite, or a spike, with `on_nan="stop"`.
+      TrainingFault: an update that is not finite, or a spike, with `on_nan="stop"`; or many in a row.
     """
     workdir = epath.Path(workdir)
     rl_config.validate(config)
@@ -182,6 +183,7 @@ class Loop:
         )
         self.updater = Updater(config, run, self.programs, frozen, self.tokenizer)
         self.pending = Pending(workdir)
+        self.faults = Faults(config.on_nan, checkpoints.steps)
         self._waited_before = 0.0
 
     def go(
@@ -318,18 +320,14 @@ class Loop:
     def _watch(self, update: Update, done: int) -> None:
         """Reports faults of the step's updates."""
         for number, metrics in enumerate(update.metrics):
-            if not int(metrics.fault):
+            fault = int(metrics.fault)
+            if not fault:
+                self.faults.none()
                 continue
-            message = (
-                f"step {done}, update {number + 1}: {FAULTS[int(metrics.fault)]} (gradient norm "
-                f"{float(metrics.gradient_norm):g}); prompts {', '.join(update.names[:5])}"
-            )
-            if self.config.on_nan == "skip":
-                logging.warning("%s; the update is skipped", message)
-                continue
-            raise TrainingFault(
-                f"{message}. Nothing of it was kept; checkpoints: {self.checkpoints.steps() or 'none'}. Start again with "
-                "--config.on_nan=skip to pass over it"
+            self.faults.add(
+                fault,
+                f"step {done}, update {number + 1}: {FAULTS[fault]} (gradient norm {float(metrics.gradient_norm):g}); "
+                f"prompts {', '.join(update.names[:5])}",
             )
 
     def _write(self, groups: tuple[ScoredGroup, ...], done: int) -> None:

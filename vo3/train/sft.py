@@ -27,15 +27,15 @@ from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from vo3.train import checkpoints as ckpt
 from vo3.train import config as config_lib
 from vo3.train import processes, samples, sharding
+from vo3.train.faults import Faults, TrainingFault
 from vo3.train.feed import Ahead, ClueWorldFeed, Feed, MicroBatch
 from vo3.train.metrics import Log, Meter, Profile, Work
 from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
 from vo3.train.step import FAULTS, Metrics, Programs
 from vo3.train.workdir import claim
 
-
-class TrainingFault(RuntimeError):
-    """A step was not finite, or a spike, and the config says to stop."""
+# Steps whose batches are written to WORKDIR/faults, of those that a start of the run passes over: a step of a large run is gigabytes.
+_DUMPED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train(
     Raises:
       ConfigError: the configuration contradicts itself, or the workdir is another run's.
       CheckpointError: checkpoints cannot be read or written.
-      TrainingFault: a step that is not finite, or a spike, with `on_nan="stop"`.
+      TrainingFault: a step that is not finite, or a spike, with `on_nan="stop"`; or many in a row.
     """
     workdir = epath.Path(workdir)
     if "optimizer" in config:
@@ -138,6 +138,7 @@ def _loop(
     meter = Meter(run.model, total=config.steps, vision_trained=vision_trained, mesh=run.mesh)
     profile = Profile(workdir, config)
     log = Log(workdir, config, start=done)
+    faults = Faults(config.on_nan, checkpoints.steps)
     source = feed.micro_batches(done, config.steps)
     ahead = Ahead(source, lambda item: (item, put(item.batch)))
     with log, ahead:
@@ -150,7 +151,9 @@ def _loop(
             meter.add(sum((item.work for item in hosts), Work()), waited)
             profile.after(done)
             if metrics.fault:
-                _report_fault(workdir, done, hosts, metrics, checkpoints.steps(), config.on_nan)
+                _report_fault(workdir, done, hosts, metrics, faults)
+            else:
+                faults.none()
             if done % config.log.every == 0 or done == config.steps:
                 log.write(meter.row(done, _values(metrics, run, done, programs, feed)))
             if (
@@ -215,39 +218,33 @@ def _values(
 
 
 def _report_fault(
-    workdir: epath.Path,
-    done: int,
-    hosts: list[MicroBatch],
-    metrics: Metrics,
-    saved: list[int],
-    on_nan: str,
+    workdir: epath.Path, done: int, hosts: list[MicroBatch], metrics: Metrics, faults: Faults
 ) -> None:
-    """Dumps the step's batches and names them.
+    """Names the step's batches, and dumps those of the first few faults.
 
     Raises:
-      TrainingFault: with `on_nan="stop"`.
+      TrainingFault: with `on_nan="stop"`, or after many in a row.
     """
     folder = workdir / "faults"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{done:06d}-process{jax.process_index()}"
     names = [name for host in hosts for name in host.names]
-    for i, host in enumerate(hosts):
-        leaves, _ = jax.tree_util.tree_flatten_with_path(host.batch)
-        arrays = {jax.tree_util.keystr(path).strip("."): np.asarray(leaf) for path, leaf in leaves}
-        with (folder / f"{name}-{i}.npz").open("wb") as file:
-            np.savez_compressed(file, **arrays)
     (folder / f"{name}.txt").write_text("\n".join(names) + "\n")
-    message = (
-        f"step {done}: {FAULTS[int(metrics.fault)]} (loss {float(metrics.loss):g}, gradient norm "
-        f"{float(metrics.gradient_norm):g}); its batches are in {folder / name}-*.npz, their names in {name}.txt: "
-        f"{', '.join(names[:5])}"
-    )
-    if on_nan == "skip":
-        logging.warning("%s; the step is skipped", message)
-        return
-    raise TrainingFault(
-        f"{message}. Nothing of the step was kept; checkpoints: {saved or 'none'}. Start again with --config.on_nan=skip to "
-        "pass over it"
+    where = f"the names of its batches are in {folder / name}.txt"
+    if faults.total < _DUMPED:
+        where += ", they are in *.npz beside it"
+        for i, host in enumerate(hosts):
+            leaves, _ = jax.tree_util.tree_flatten_with_path(host.batch)
+            arrays = {
+                jax.tree_util.keystr(path).strip("."): np.asarray(leaf) for path, leaf in leaves
+            }
+            with (folder / f"{name}-{i}.npz").open("wb") as file:
+                np.savez_compressed(file, **arrays)
+    fault = int(metrics.fault)
+    faults.add(
+        fault,
+        f"step {done}: {FAULTS[fault]} (loss {float(metrics.loss):g}, gradient norm {float(metrics.gradient_norm):g}); "
+        f"{where}: {', '.join(names[:5])}",
     )
 
 

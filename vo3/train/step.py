@@ -280,7 +280,7 @@ class Advance:
     Attributes:
       state: after the step.
       norm: of the gradient, before clipping.
-      fault: 0, or a key of `FAULTS`; then only the step's number changed.
+      fault: 0, or a key of `FAULTS`; then only the step's number changed, and after a spike the mean of the norms.
     """
 
     state: TrainState
@@ -309,18 +309,20 @@ def advance(
     updates, optimizer = run.optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     fault = jnp.where(jnp.isfinite(norm) & jnp.isfinite(loss), OK, NOT_FINITE)
+    seen = norm
     if run.config.spike_factor:
         known = (state.step >= SPIKE_AFTER) & (state.norm > 0)
-        high = known & (norm > run.config.spike_factor * state.norm)
-        fault = jnp.where((fault == OK) & high, SPIKE, fault)
-    fine = fault == OK
-    mean = jnp.where(state.norm > 0, NORM_DECAY * state.norm + (1 - NORM_DECAY) * norm, norm)
-    keep = functools.partial(jnp.where, fine)
+        limit = run.config.spike_factor * state.norm
+        fault = jnp.where((fault == OK) & known & (norm > limit), SPIKE, fault)
+        # A spike counts as much as one that just is none: norms that have risen for good are taken after a while.
+        seen = jnp.where(known, jnp.minimum(norm, limit), norm)
+    mean = jnp.where(state.norm > 0, NORM_DECAY * state.norm + (1 - NORM_DECAY) * seen, norm)
+    keep = functools.partial(jnp.where, fault == OK)
     new = TrainState(
         step=state.step + 1,
         key=state.key,
         params=jax.tree.map(keep, params, state.params),
         optimizer=jax.tree.map(keep, optimizer, state.optimizer),
-        norm=keep(mean.astype(jnp.float32), state.norm),
+        norm=jnp.where(fault == NOT_FINITE, state.norm, mean.astype(jnp.float32)),
     )
     return Advance(new, norm.astype(jnp.float32), fault.astype(jnp.int32))

@@ -25,11 +25,12 @@ from tiny_rows import MODEL, assert_close
 from vo3.models.safetensors_io import CheckpointError
 from vo3.train import checkpoints as ckpt
 from vo3.train import config as config_lib
-from vo3.train import sft
+from vo3.train import faults, sft
 from vo3.train.config import ConfigError
 from vo3.train.feed import ListFeed
 from vo3.train.sharding import make_mesh
 from vo3.train.state import trainable
+from vo3.train.step import NOT_FINITE
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 HERE = pathlib.Path(__file__).parent
@@ -213,6 +214,24 @@ def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(tmp_path):
     result = train(tmp_path, feed=feed(), steps=3, on_nan="skip")
     assert result.step == 3
     assert all(np.isfinite(np.asarray(x)).all() for x in result.params.values())
+
+
+def test_steps_that_are_all_skipped_end_the_run_and_few_are_dumped(tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "IN_A_ROW", 5)
+    good = BATCHES[0]
+    nan = [dataclasses.replace(b, weight=b.weight * np.float32("nan")) for b in good]
+    with pytest.raises(faults.TrainingFault, match=r"step 6: .*last of 5 in a row.*checkpoints: \[4, 2\]"):  # fmt: skip
+        train(tmp_path, feed=feed_of([good, *[nan] * 5]), on_nan="skip")
+    written = {p.name for p in (tmp_path / "faults").iterdir()}
+    step = lambda number: f"step-00000{number}-process0"
+    dumped = {f"{step(n)}-{i}.npz" for n in (2, 3, 4) for i in (0, 1)}
+    assert written == dumped | {f"{step(n)}.txt" for n in range(2, 7)}
+    # One that is taken in between makes them two stories.
+    counted = faults.Faults("skip", list)
+    for _ in range(9):
+        counted.add(NOT_FINITE, "step")
+        counted.none()
+    assert counted.total == 9
 
 
 def test_a_file_system_that_takes_no_more_is_named(tmp_path):
