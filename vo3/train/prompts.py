@@ -77,8 +77,8 @@ class RowPrompts:
         """Reads every row once.
 
         Raises:
-          RejectLimitError: more rows cannot be used than `data.reject_limit` allows.
-          ConfigError: `rl.mix` names sources that no row has, or gives no share; processes see different rows.
+          ConfigError: files that cannot be read as rows; more rows cannot be used than `data.reject_limit` allows; `rl.mix` names
+            sources that no row has, or gives no share; processes see different rows.
         """
         from vo3.data.files import RowFiles
         from vo3.data.rejects import RejectLimitError, Rejects, RowError
@@ -87,7 +87,11 @@ class RowPrompts:
 
         data = config.data
         self._sources = dict(config.rl.reward.data_sources)
-        self._rows = RowFiles([part for part in data.rows.split(",") if part], format=data.format)
+        files = [part for part in data.rows.split(",") if part]
+        try:
+            self._rows = RowFiles(files, format=data.format)
+        except ValueError as error:
+            raise ConfigError(f"data.rows={data.rows}: {error}") from error
         self.plan = self._rows.fingerprint
         # First of all: what one process refuses in its rows, the others would wait for.
         if not same_everywhere(self.plan):

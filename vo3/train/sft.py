@@ -23,6 +23,8 @@ from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 
+from vo3.data.failures import FailureLimitError
+from vo3.data.rejects import RejectLimitError
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from vo3.train import checkpoints as ckpt
 from vo3.train import config as config_lib
@@ -75,6 +77,7 @@ def train(
     Raises:
       ConfigError: the configuration contradicts itself, or the workdir is another run's.
       CheckpointError: checkpoints cannot be read or written.
+      RejectLimitError, FailureLimitError: more rows, or videos, cannot be used than `data.reject_limit` allows.
       TrainingFault: a step that is not finite, or a spike, with `on_nan="stop"`; or many in a row.
     """
     workdir = epath.Path(workdir)
@@ -252,12 +255,22 @@ def _report_fault(
 
 
 def make_feed(config: ml_collections.ConfigDict, mesh: Any, workdir: epath.PathLike) -> Feed:
-    """The data that `config.data` names."""
+    """The data that `config.data` names.
+
+    Raises:
+      RejectLimitError: more rows cannot be used than `data.reject_limit` allows.
+      ConfigError: rows that cannot be read, or of which none can be trained on.
+    """
     if config.data.source == "clueworld":
         return ClueWorldFeed(config)
     from vo3.train.row_feed import RowFeed  # grain and the readers, which ClueWorld does not need
 
-    return RowFeed(config, mesh, workdir)
+    try:
+        return RowFeed(config, mesh, workdir)
+    except (config_lib.ConfigError, RejectLimitError):
+        raise
+    except ValueError as error:  # as which files and plan tell what is wrong with the rows
+        raise config_lib.ConfigError(f"data.rows={config.data.rows}: {error}") from error
 
 
 def _resolved(
@@ -346,6 +359,8 @@ def main(_: list[str]) -> None:
         config_lib.ConfigError,
         ckpt.CheckpointError,
         TrainingFault,
+        RejectLimitError,
+        FailureLimitError,
         FileNotFoundError,
     ) as error:
         raise SystemExit(f"vo3.train.sft: {error}") from error

@@ -95,6 +95,12 @@ def test_processes_that_see_different_rows_are_refused(rows, tmp_path, monkeypat
     assert not (tmp_path / "rejects.jsonl").exists()
 
 
+def test_files_that_are_no_rows_are_refused(tmp_path):
+    (tmp_path / "half.json").write_text('[{"id": "a"}, {"id"')
+    with pytest.raises(ConfigError, match=r"data\.rows=.*half\.json: "):
+        prompts(tmp_path / "half.json", tmp_path)
+
+
 def test_shares_of_what_no_row_has_are_refused(rows, tmp_path):
     with pytest.raises(ConfigError, match="which no row has"):
         prompts(rows, tmp_path, **{"rl.mix": (("clue_multi_wo_tool", 1.0),)})

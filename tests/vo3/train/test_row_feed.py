@@ -7,6 +7,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from tiny_rows import assert_close
 
 import vo3.models
 from configs import tiny
-from vo3.data.failures import Failure, FailureRecord
+from vo3.data.failures import Failure, FailureLimitError, FailureRecord
 from vo3.data.rejects import RejectLimitError
 from vo3.models import hf_io
 from vo3.train import row_feed, sft
@@ -210,6 +212,34 @@ def test_a_prepared_data_set_trains_like_its_rows_and_leaves_a_profile(rows, tmp
 def test_too_many_rejected_rows_end_the_run(rows, tmp_path):
     with pytest.raises(RejectLimitError):
         sft.train(config_of(rows, **{"data.reject_limit": 0.1}), tmp_path, devices=one_device())
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ({"data.reject_limit": 0.1}, r"1 of 5 rows .*raise data\.reject_limit"),
+        ({"data.rows": "half.json"}, r"data\.rows=.*half\.json: .*half\.json"),
+        ({"data.rows": "none.json", "data.reject_limit": 1.0}, r"data\.rows=.*none of 1 trajectories can be trained on"),
+        (FailureLimitError("8 of 12 trajectories could not be read"), "8 of 12 trajectories could not be read"),
+    ],
+)  # fmt: skip
+def test_trouble_with_the_data_ends_the_command_in_one_line(
+    rows, tmp_path, monkeypatch, fault, line
+):
+    (tmp_path / "half.json").write_text('[{"id": "a"}, {"id"')
+    (tmp_path / "none.json").write_text('[{"id": "a", "messages": [], "videos": []}]')
+    if isinstance(fault, Exception):
+        monkeypatch.setattr(sft, "train", mock.Mock(side_effect=fault))
+        fault = {}
+    if "data.rows" in fault:
+        fault["data.rows"] = str(tmp_path / fault["data.rows"])
+    given = {"config": config_of(rows, **{"mesh.fsdp": -1, **fault}), "workdir": str(tmp_path / "run")}  # fmt: skip
+    monkeypatch.setattr(sft.flags, "FLAGS", types.SimpleNamespace(**given))
+    monkeypatch.setattr(sft, "quiet", lambda: None)
+    monkeypatch.setattr(sft.processes, "start", lambda: None)
+    with pytest.raises(SystemExit, match=rf"^vo3\.train\.sft: .*{line}") as error:
+        sft.main([])
+    assert "\n" not in str(error.value)
 
 
 def test_kept_features_give_the_tokens_of_the_whole_tower(rows, tmp_path):
