@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -314,10 +315,16 @@ def _start_wandb(config: Any, workdir: epath.Path) -> Any:
         raise ImportError(
             "log.wandb needs the package wandb; pip install wandb, or --config.log.wandb=''"
         ) from error
-    # One id per workdir: a run that goes on, goes on in the same curve.
-    name = epath.Path(workdir).name
+    # One id per workdir: a run that goes on, goes on in the same curve. Of the whole path, for the last part of it may be that of
+    # other runs ("stage1"), whose curves would be one.
+    path = os.fspath(workdir)
+    path = path if "://" in path else os.path.abspath(path)
     return wandb.init(
-        project=config.log.wandb, name=name, id=name, resume="allow", config=config.to_dict()
+        project=config.log.wandb,
+        name=epath.Path(workdir).name,
+        id=hashlib.blake2b(path.encode(), digest_size=8).hexdigest(),
+        resume="allow",
+        config=config.to_dict(),
     )
 
 

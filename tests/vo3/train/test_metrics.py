@@ -163,16 +163,23 @@ def test_wandb_is_imported_when_it_is_asked_for(tmp_path, monkeypatch):
         Log(tmp_path, chosen)
     Log(tmp_path, config(**{"log.tensorboard": False}))  # nobody asked: nothing is imported
 
-    (tmp_path / "stage1").mkdir()
     run, started = mock.Mock(), mock.Mock()
     started.init.return_value = run
     monkeypatch.setitem(sys.modules, "wandb", started)
     values = {"loss": 2.5, "padding": 0.1, "data_wait": 0.0, "eta": 1.0}
-    with Log(tmp_path / "stage1", chosen) as log:
+    (tmp_path / "a" / "stage1").mkdir(parents=True)
+    with Log(tmp_path / "a" / "stage1", chosen) as log:
         log.write(Row(4, values))
     given = started.init.call_args.kwargs
-    # A run that goes on, goes on in the same curve.
-    assert (given["project"], given["id"], given["resume"]) == ("mine", "stage1", "allow")
+    assert (given["project"], given["name"], given["resume"]) == ("mine", "stage1", "allow")
+    # A run that goes on, goes on in the same curve, and that of another has another.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b" / "stage1").mkdir(parents=True)
+    ids = []
+    for workdir in ("a/stage1", "b/stage1"):
+        Log(workdir, chosen)
+        ids.append(started.init.call_args.kwargs["id"])
+    assert ids[0] == given["id"] != ids[1]
     run.log.assert_called_once_with(values, step=4)
     run.finish.assert_called_once_with()
 
