@@ -102,6 +102,7 @@ def client(config: ml_collections.ConfigDict, *, connections: int) -> Client:
         base_url=model.base_url,
         fps=model.fps,
         json_mode=model.json_mode,
+        uploads=config.under_way,
     )
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 from typing import Any
 
 from data_prep.models.base import Client, Media, ModelError, RawReply, Request, kind_of_status
 from data_prep.models.openai import read_key
+from data_prep.models.uploads import Uploads, gone
 
-# An upload is processed before it can be asked about.
-_POLL = 2.0  # seconds
 _TRANSPORTS = ("aiohttp", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 class GeminiClient(Client):
-    """See the module's text. An upload lives as long as this client; the service keeps it for two days."""
+    """See the module's text. An upload lives as long as this client, if it is among those used last; the service keeps none for more than two days."""
 
     def __init__(
         self,
@@ -25,8 +24,17 @@ class GeminiClient(Client):
         base_url: str = "",
         fps: float = 1.0,
         json_mode: str = "schema",
+        uploads: int = 128,
     ):
         """Reads the key.
+
+        Args:
+          model: as the service names it.
+          api_key_env: the environment variable that holds the key.
+          base_url: empty for the service's own.
+          fps: frames a second that the model sees.
+          json_mode: see `OpenAIClient`.
+          uploads: files kept at the service at once; as many as there are records under way, or theirs go up again for each stage.
 
         Raises:
           ModelError: no key.
@@ -34,7 +42,7 @@ class GeminiClient(Client):
         self._key = read_key(api_key_env, base_url)
         self._model, self._fps, self._json_mode, self._base_url = model, fps, json_mode, base_url
         self._client: Any = None
-        self._uploads: dict[str, asyncio.Task[Any]] = {}
+        self._most, self._uploads = uploads, None
 
     def identity(self) -> list[Any]:
         """See `Client`."""
@@ -42,13 +50,37 @@ class GeminiClient(Client):
 
     async def complete(self, request: Request, *, key: str) -> RawReply:
         """See `Client`. The service has no idempotency keys: `key` is not sent."""
-        from google.genai import errors, types
+        from google.genai import errors
 
         self._open()
-        parts = []
         try:
-            if request.media is not None:
-                parts = await self._media(request.media)
+            reply = await self._ask(request)
+            if reply is None:  # a run may be longer than an upload's life
+                reply = await self._ask(request)
+        except errors.APIError as error:
+            raise self._failed(error) from None
+        except Exception as error:
+            # The service's client sits on aiohttp or httpx, whichever is installed; both have errors of their own.
+            transport = type(error).__module__.split(".")[0] in _TRANSPORTS
+            if not transport and not isinstance(error, OSError):
+                raise
+            raise ModelError("server", self._clean(f"{type(error).__name__}: {error}")) from None
+        if reply is None:
+            raise ModelError("refused", f"the service does not find {request.media.video}, which was uploaded for this key just now")  # fmt: skip
+        return self._reply(reply)
+
+    async def _ask(self, request: Request) -> Any:
+        """The service's reply; None where it no longer has the request's video, which is then forgotten here too."""
+        from google.genai import errors, types
+
+        media, parts, file = request.media, [], None
+        async with contextlib.AsyncExitStack() as stack:
+            if media is not None:
+                _check(media)
+                file = await stack.enter_async_context(
+                    self._uploads.use(media.identity, media.path)
+                )
+                parts = self._parts(media, file)
             contents = [types.Content(role="user", parts=[*parts, types.Part(text=request.text)])]
             for role, text in request.history:
                 name = "model" if role == "assistant" else "user"
@@ -61,27 +93,22 @@ class GeminiClient(Client):
                 response_mime_type=None if self._json_mode == "none" else "application/json",
                 response_json_schema=dict(request.schema) if self._json_mode == "schema" else None,
             )
-            reply = await self._client.aio.models.generate_content(
-                model=self._model, contents=contents, config=config
-            )
-        except errors.APIError as error:
-            raise self._failed(error) from None
-        except Exception as error:
-            # The service's client sits on aiohttp or httpx, whichever is installed; both have errors of their own.
-            transport = type(error).__module__.split(".")[0] in _TRANSPORTS
-            if not transport and not isinstance(error, OSError):
-                raise
-            raise ModelError("server", self._clean(f"{type(error).__name__}: {error}")) from None
-        return self._reply(reply)
+            try:
+                return await self._client.aio.models.generate_content(
+                    model=self._model, contents=contents, config=config
+                )
+            except errors.APIError as error:
+                if file is None or not gone(error, file):
+                    raise
+                self._uploads.forget(media.identity, file)
+                return None
 
     async def close(self) -> None:
         """See `Client`."""
-        for task in self._uploads.values():
-            task.cancel()
-        self._uploads.clear()
         if self._client is not None:
+            await self._uploads.close()
             await self._client.aio.aclose()
-            self._client = None
+            self._client = self._uploads = None
 
     def _open(self) -> None:
         if self._client is None:
@@ -91,19 +118,11 @@ class GeminiClient(Client):
             # Retries are the caller's: two layers of them would multiply.
             options = types.HttpOptions(base_url=self._base_url or None)
             self._client = genai.Client(api_key=self._key or "none", http_options=options)
+            self._uploads = Uploads(self._client.aio.files, most=self._most)
 
-    async def _media(self, media: Media) -> list[Any]:
+    def _parts(self, media: Media, file: Any) -> list[Any]:
         from google.genai import types
 
-        if os.path.isdir(media.path):
-            raise ModelError("media", f"{media.video} is a folder; Gemini takes video files only")
-        if not os.path.isfile(media.path):
-            raise ModelError("storage", f"there is no file {media.path} on this machine")
-        task = self._uploads.get(media.identity)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._uploads[media.identity] = asyncio.create_task(self._upload(media.path))
-        # One caller's time limit must not end the upload that the others wait for.
-        file = await asyncio.shield(task)
         data = types.FileData(file_uri=file.uri, mime_type=file.mime_type)
         if not media.windows:
             window = types.VideoMetadata(fps=self._fps)
@@ -117,15 +136,6 @@ class GeminiClient(Client):
             )
             for start, end in media.windows
         ]
-
-    async def _upload(self, path: str) -> Any:
-        file = await self._client.aio.files.upload(file=path)
-        while file.state is not None and file.state.name == "PROCESSING":
-            await asyncio.sleep(_POLL)
-            file = await self._client.aio.files.get(name=file.name)
-        if file.state is not None and file.state.name == "FAILED":
-            raise ModelError("media", f"the service could not process {os.path.basename(path)}")
-        return file
 
     def _reply(self, reply: Any) -> RawReply:
         if not reply.candidates:
@@ -152,3 +162,10 @@ class GeminiClient(Client):
 
     def _clean(self, message: str) -> str:
         return message.replace(self._key, "***") if self._key else message
+
+
+def _check(media: Media) -> None:
+    if os.path.isdir(media.path):
+        raise ModelError("media", f"{media.video} is a folder; Gemini takes video files only")
+    if not os.path.isfile(media.path):
+        raise ModelError("storage", f"there is no file {media.path} on this machine")
