@@ -160,7 +160,7 @@ def train_vision(
     part = workdir / ".vision.npz"
     with part.open("wb") as file:
         np.savez(file, *leaves)
-    return part.rename(workdir / "vision.npz")
+    return part.replace(workdir / "vision.npz")
 
 
 if __name__ == "__main__":

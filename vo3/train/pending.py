@@ -48,7 +48,7 @@ class Pending:
         place = json.dumps({"cursor": kept.cursor, "ended": kept.ended})
         lines = [header, place, *(t.dumps() for t in kept.trajectories)]
         part.write_text("\n".join(lines) + "\n")
-        part.rename(self._file)
+        part.replace(self._file)
 
     def read(self, header: str) -> Kept | None:
         """Those of this very step; None when there are none."""
