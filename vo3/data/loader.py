@@ -362,7 +362,7 @@ class Loader(Iterator[LoadedStep]):
             raise FailureLimitError(
                 f"{sum(counts.failures.values())} of {counts.trajectories} trajectories could not be read ({kinds}), more "
                 f"than the limit of {100 * self._failure_limit:g} %. The last: {last}. Check that the videos and rows are "
-                "where they were, or raise the limit"
+                "where they were, or raise the limit (data.reject_limit)"
             )
 
     def _note(self, failures: tuple[Failure, ...]) -> None:

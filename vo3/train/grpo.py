@@ -19,6 +19,7 @@ Where this departs from GRPO as first written (Shao et al. 2024, arXiv 2402.0330
 * outcome supervision alone: one advantage for all tokens of a rollout;
 * the vision tower trains with the decoder (`frozen`);
 * *ours*: a group is one row of tokens, [prefix | leaf 1 | ... | leaf n], so the prompt and its video are computed once, forward and backward;
+* *ours*: a prompt has no limit of its own (18,432 tokens there); `rl.rollout.max_length` holds the whole context;
 * *ours*: a rollout that is lost for reasons that are not the policy's (its video vanished, its reward raised) is in neither statistics nor loss;
 * *ours*, off by default: `rl.options` gspo, no_std, overlong, tis, and `rl.aggregation="token-mean"`.
 """
