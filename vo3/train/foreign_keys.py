@@ -182,7 +182,9 @@ VERL: Mapping[str, Rule] = {
     "data.train_files": _set("data.rows"),
     "data.val_files": _none("evaluation is vo3.evals.runner"),
     "data.train_batch_size": _set("rl.prompts_per_step"),
-    "data.max_prompt_length": _none("no limit of its own; rl.rollout.max_length holds the whole context"),
+    "data.max_prompt_length": _none(
+        "no limit of its own; rl.rollout.max_length holds the whole context"
+    ),
     "data.max_response_length": _set("rl.rollout.max_new_tokens", why="of a turn"),
     "data.system_prompt": _none("data.prompt_pack"),
     "data.tool_call": _only("crop", why="VideoCrop is the only tool"),
