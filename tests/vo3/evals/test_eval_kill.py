@@ -40,7 +40,7 @@ class Slow:
                 time.sleep(0.02)
                 yield eval_samples.answered(task, "B")
 
-model = types.SimpleNamespace(crop_policy=CropPolicy("eval"), config=types.SimpleNamespace(mrope_time="constant"),
+model = types.SimpleNamespace(crop_policy=CropPolicy("eval"), config=types.SimpleNamespace(mrope_time="constant", vision=types.SimpleNamespace(token_size=28)),
                               embed=types.SimpleNamespace(table=np.zeros((2, 2), np.float32)), source=data)
 runner.load = lambda config: (model, PromptPack.load("default"))
 runner.askers = lambda modes, model, config: [Slow() for _ in modes]

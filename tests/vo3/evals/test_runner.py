@@ -64,7 +64,9 @@ def fake(monkeypatch, tmp_path):
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     model = types.SimpleNamespace(
         crop_policy=CropPolicy(recipe="eval"),
-        config=types.SimpleNamespace(mrope_time="constant"),
+        config=types.SimpleNamespace(
+            mrope_time="constant", vision=types.SimpleNamespace(token_size=28)
+        ),
         embed=types.SimpleNamespace(table=np.zeros((2, 2), np.float32)),
         source=tmp_path / "checkpoint",
     )

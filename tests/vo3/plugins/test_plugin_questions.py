@@ -64,7 +64,9 @@ class Asker:
 @pytest.fixture
 def asker(monkeypatch):
     model = types.SimpleNamespace(
-        crop_policy=CropPolicy("eval"), embed=types.SimpleNamespace(table=np.zeros(1))
+        crop_policy=CropPolicy("eval"),
+        config=types.SimpleNamespace(vision=types.SimpleNamespace(token_size=28)),
+        embed=types.SimpleNamespace(table=np.zeros(1)),
     )
     made = Asker()
     monkeypatch.setattr(runner, "load", lambda config: (model, PromptPack.load()))

@@ -200,7 +200,9 @@ def test_long_groups_are_cut_between_leaves():
     assert (
         batch.scored.total.sum() == 5 and (batch.scored.leaf >= 0).sum() == one.needs(ALIGN).scored
     )
-    with pytest.raises(ValueError, match=r"rollout 0 takes \d+ tokens.*raise rl\.shapes"):
+    with pytest.raises(
+        ValueError, match=r"rollout 0 takes \d+ tokens.*raise the last of rl\.shapes"
+    ):
         g.split(one, g.Shape(64, 128, 512), align=ALIGN)
 
 
