@@ -48,7 +48,8 @@ class VisionBatch:
 class VisionStream:
     """`batch(step)`: patches from `worlds` worlds, four overview patches and one clip patch each.
 
-    A baseline, a `view` other than the agent's, has no clips: its five patches are all uniform frames, and all are labelled as both.
+    A baseline, a `view` other than the agent's, has no clips: its five patches are all uniform frames, and all are labelled as both. Over `steps` its digits shrink to
+    their size where they do not lie alike in their tokens.
     """
 
     def __init__(

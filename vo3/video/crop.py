@@ -30,6 +30,7 @@ class VideoCrop:
     Attributes:
       policy: what is shown.
       timeout_s: time limit of each call, in seconds; it holds even where a read never returns.
+      listed: paths of a list of frames, in order; None for anything else.
       fps: average frames per second; frames: number of frames on that nominal grid; height, width: pixels as displayed.
     """
 
