@@ -6,7 +6,10 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-_LETTER = re.compile(r"^\(?([A-Z])\)?(?:[.:)\s]|$)")
+_ALONE = re.compile(r"\(?([A-Z])\)?[.:]?")
+_MARKED = re.compile(r"\(?([A-Z])(?:\)|[.:])")
+_SPACED = re.compile(r"([A-Z])\s+(.+)", re.DOTALL)
+_WORDS = "AI"  # letters that begin sentences as words of their own
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 _SPACE = re.compile(r"[^\w%.-]+")
 _NUMBER = re.compile(r"^-?\d+(?:\.\d+)?$")
@@ -23,12 +26,20 @@ def normal(text: str) -> str:
 def letter_of(answer: str, options: Mapping[str, str]) -> str | None:
     """The option that an answer names: by its letter, or by its whole text. None when it names none, or more than one."""
     text = answer.strip()
-    if (match := _LETTER.match(text)) and match[1] in options:
+    if (match := _ALONE.fullmatch(text)) and match[1] in options:
         return match[1]
     if len(text) == 1 and text.upper() in options:
         return text.upper()
+    if (match := _MARKED.match(text)) and match[1] in options:
+        return match[1]
+    # Before a letter that only a space parts from what follows: "A red car" may be the text of option B.
     same = [letter for letter, option in options.items() if normal(option) == normal(text)]
-    return same[0] if len(same) == 1 else None
+    if same:
+        return same[0] if len(same) == 1 else None
+    if (match := _SPACED.match(text)) and match[1] in options:
+        own = normal(match[2]) == normal(options[match[1]])
+        return match[1] if own or match[1] not in _WORDS else None
+    return None
 
 
 def same(given: str, known: str, options: Mapping[str, str] | None) -> bool:

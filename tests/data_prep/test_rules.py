@@ -228,12 +228,18 @@ def test_intervals():
     assert intervals.widened((9.8, 10), least=2, duration=10) == (8, 10)
 
 
+CARS = {"A": "A blue car", "B": "A red car", "C": "A bus"}
+
+
 @pytest.mark.parametrize(
     ("given", "known", "options", "good"),
     [
         ("B", "B", {"A": "x", "B": "y"}, True), ("b", "B", {"A": "x", "B": "y"}, True), ("(B)", "B", {"A": "x", "B": "y"}, True),
         ("Y.", "B", {"A": "x", "B": "y"}, True), ("z", "B", {"A": "x", "B": "y"}, False), ("B", "A", {"A": "B", "B": "A"}, False),
         ("The Red car", "red car", None, True), ("3.0", "3", None, True), ("three", "3", None, False),
+        ("A red car", "B", CARS, True), ("A red car", "A", CARS, False), ("a bus.", "C", CARS, True), ("A blue car", "A", CARS, True),
+        ("A green car", "A", CARS, False), ("A. a bus", "A", CARS, True), ("A: it is blue", "A", CARS, True), ("A a blue car", "A", CARS, True),
+        ("B since it is red", "B", CARS, True), ("(C) a bus", "C", CARS, True),
     ],
 )  # fmt: skip
 def test_answers_match_by_rule(given, known, options, good):

@@ -44,12 +44,21 @@ def plain_letter(text: str, letters: Sequence[str], texts: Sequence[str] = ()) -
     return next((x for x in letters if text.startswith((f"({x})", f"{x}."))), None)
 
 
+# "A force acts ...", and not "A is right" or "A because ...".
+_ARTICLE = re.compile(
+    r"(?:^|(?<=[.!?:]\s)|(?<=\n))\s*A(?=\s+(?!(?:is|was|would|seems|fits|matches|because|since|as|and|or)\b)[a-z])"
+)
+
+
 def standalone_letter(text: str, letters: Sequence[str], texts: Sequence[str] = ()) -> str | None:
-    """The option letter that the reply begins with, else the last one that stands alone."""
+    """The option letter that the reply begins with, else the last one that stands alone; an article that begins a sentence only where there is no other."""
     first = re.match(r"\s*\(?([A-Z])(?![A-Za-z0-9'])", text)
-    alone = re.findall(r"(?<![A-Za-z0-9'])([A-Z])(?![A-Za-z0-9'])", text)
-    found = ([first[1]] if first else []) + alone[::-1]
-    return next((x for x in found if x in letters), None)
+    alone = list(re.finditer(r"(?<![A-Za-z0-9'])([A-Z])(?![A-Za-z0-9'])", text))
+    articles = {match.end() for match in _ARTICLE.finditer(text)}
+    found = [first] if first and first.end() not in articles else []
+    found += [match for match in alone[::-1] if match.end() not in articles]
+    found += [match for match in alone[::-1] if match.end() in articles]
+    return next((match[1] for match in found if match[1] in letters), None)
 
 
 # The published script lacks two commas, which glues two pairs of phrases together; the glued ones never occur.

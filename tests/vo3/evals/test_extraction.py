@@ -78,6 +78,12 @@ ABCD, WORDS = list("ABCD"), ["a red dog", "the cat", "apple", "42"]
         ("standalone_letter", "I choose (C).", "C"),
         ("standalone_letter", "Bob's dog", None),
         ("standalone_letter", "E", None),
+        ("standalone_letter", "A force acts on the block, so the answer is C.", "C"),
+        ("standalone_letter", "The answer is C. A man walks in.", "C"),
+        ("standalone_letter", "A is right, not C.", "A"),
+        ("standalone_letter", "A because of C", "A"),
+        ("standalone_letter", "The answer is A because it falls.", "A"),
+        ("standalone_letter", "A man walks in.", "A"),  # nothing else to read
     ],
 )
 def test_letters(rule, text, letter):
