@@ -4,8 +4,9 @@
 #   launch/tpu_vm.sh ACTION [--dry-run] [-- flags of the trainer]
 #
 #   create   create the slice, or keep the one that is there; waits until it is ready
-#   setup    put this commit on every worker and install it
-#   run      start the trainer on every worker, in the background; it goes on from the newest checkpoint in WORKDIR
+#   setup    put this commit on every worker and install it; refused while a trainer runs there
+#   run      start the trainer on every worker, in the background; it goes on from the newest checkpoint in WORKDIR.
+#            A trainer that runs already is kept and named, and no second one is started
 #   up       create, setup, run, then watch
 #   watch    until the run ends: report, and after preemption create, setup and run again
 #   status   state of the slice, exit code or last line of the run
@@ -24,7 +25,9 @@
 # RUNTIME         software version (default: by TPU_TYPE)
 # NETWORK, SUBNETWORK, SERVICE_ACCOUNT   passed on when set
 # COMPILATION_CACHE   gs://... kept between runs (default: WORKDIR/cache)
-# MODULE=vo3.train.sft, EXTRAS=tpu,data,train,gcs, POLL=60 (seconds), RETRIES=3 (failures in a row before watch gives up)
+# MODULE=vo3.train.sft, EXTRAS=tpu,data,train,gcs, POLL=60 (seconds between two looks)
+# RETRIES=3       so many failures in a row are tried again, of the run and, apart from it, of creating, setting up and starting
+# STEADY=30       looks in a row that see the run alive and end a row of its failures; a preemption ends it too
 #
 # Assumes: gcloud is installed and logged in, with rights on TPUs in PROJECT; the TPU's service account may read rows and
 # videos and write WORKDIR; workers reach PyPI and GitHub (uv fetches Python 3.12,
@@ -33,6 +36,8 @@
 set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+# shellcheck source=launch/tpu_watch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu_watch.sh"
 
 ACTION="${1:-}"
 [[ "$ACTION" == -h || "$ACTION" == --help ]] && { usage; exit 0; }
@@ -55,6 +60,7 @@ MODULE="${MODULE:-vo3.train.sft}"
 EXTRAS="${EXTRAS:-tpu,data,train,gcs}"
 POLL="${POLL:-60}"
 RETRIES="${RETRIES:-3}"
+STEADY="${STEADY:-30}"
 
 need PROJECT "the Google Cloud project"
 need ZONE "the zone, e.g. us-east5-a"
@@ -107,20 +113,34 @@ else
   SLICES=()
 fi
 
-# The slice in one word: absent, waiting, ready, gone (preempted or failed).
-state() {
-  local raw
-  if [[ "$QUEUED" == 1 ]]; then
-    raw="$("${TPUS[@]}" queued-resources describe "$TPU_NAME" "${PLACE[@]}" --format='value(state.state)' 2>/dev/null || true)"
-  else
-    raw="$("${TPUS[@]}" tpu-vm describe "$TPU_NAME" "${PLACE[@]}" --format='value(state)' 2>/dev/null || true)"
+ERRORS="$(mktemp)"
+trap 'rm -f "$ERRORS"' EXIT
+UNKNOWN=0
+
+# look: puts the slice into one word, NOW: absent, waiting, ready, leaving (being taken away), gone (preempted or failed), unknown.
+# Only NOT_FOUND means absent. Any other error of gcloud (a 503, a login that ended) says nothing of the slice, and taken for
+# absent it would start a second run beside the first.
+look() {
+  local what=(tpu-vm describe) format='value(state)' raw
+  [[ "$QUEUED" == 1 ]] && what=(queued-resources describe) format='value(state.state)'
+  NOW=unknown
+  if raw="$("${TPUS[@]}" "${what[@]}" "$TPU_NAME" "${PLACE[@]}" --format="$format" 2>"$ERRORS")"; then
+    case "$raw" in
+      "") echo "gcloud printed no state" >>"$ERRORS" ;;
+      ACTIVE | READY) NOW=ready ;;
+      SUSPENDING | DELETING) NOW=leaving ;;
+      SUSPENDED | FAILED | PREEMPTED | TERMINATED | STOPPED) NOW=gone ;;
+      *) NOW=waiting ;;
+    esac
+  elif grep -q NOT_FOUND "$ERRORS"; then
+    NOW=absent
   fi
-  case "$raw" in
-    "") echo absent ;;
-    ACTIVE | READY) echo ready ;;
-    SUSPENDING | SUSPENDED | FAILED | PREEMPTED | TERMINATED | STOPPED | DELETING) echo gone ;;
-    *) echo waiting ;;
-  esac
+  if [[ "$NOW" != unknown ]]; then
+    UNKNOWN=0
+    return
+  fi
+  UNKNOWN=$((UNKNOWN + 1))
+  ((UNKNOWN > 1)) || say "$TPU_NAME: its state is unknown, looking again every $POLL s: $(cat "$ERRORS")"
 }
 
 create_request() {
@@ -151,96 +171,72 @@ down() {
 }
 
 create() {
-  local now
   if [[ "$DRY_RUN" == 1 ]]; then
     create_request
     return
   fi
-  now="$(state)"
-  if [[ "$now" == gone ]]; then
+  while look && [[ "$NOW" == unknown || "$NOW" == leaving ]]; do
+    ((UNKNOWN > RETRIES)) && die "$TPU_NAME: gcloud does not say whether it exists, so nothing was created: $(cat "$ERRORS")"
+    sleep "$POLL"
+  done
+  if [[ "$NOW" == gone ]]; then
     say "$TPU_NAME was preempted or failed; deleting what is left"
     down
-    now=absent
+    NOW=absent
   fi
-  [[ "$now" == absent ]] && create_request
-  while now="$(state)" && [[ "$now" != ready ]]; do
-    [[ "$now" == gone ]] && die "$TPU_NAME failed before it was ready; see: gcloud compute tpus queued-resources describe $TPU_NAME"
-    say "$TPU_NAME: $now"
+  [[ "$NOW" == absent ]] && create_request
+  while look && [[ "$NOW" != ready ]]; do
+    [[ "$NOW" == gone ]] && die "$TPU_NAME failed before it was ready; see: gcloud compute tpus queued-resources describe $TPU_NAME"
+    [[ "$NOW" == unknown ]] || say "$TPU_NAME: $NOW"
     sleep "$POLL"
   done
   say "$TPU_NAME is ready"
 }
 
+# From here to `start`, a failure is returned at once: `watch` tries again, where bash does not heed set -e.
+
 # on_all CMD: a shell command on every worker of every slice.
 on_all() {
   local node
   for node in "${NODES[@]}"; do
-    run "${TPUS[@]}" tpu-vm ssh "$node" "${PLACE[@]}" --worker=all --command="$1"
+    run "${TPUS[@]}" tpu-vm ssh "$node" "${PLACE[@]}" --worker=all --command="$1" || return 1
   done
 }
+
+# On a worker: ends the command where a trainer runs. It is never doubled, nor its code deleted under it.
+# One that has left its exit code is over, whatever of its group remains.
+# shellcheck disable=SC2016  # the worker expands it
+REFUSE='if [ ! -s vo3.rc ] && [ -s vo3.pid ] && kill -0 -- "-$(cat vo3.pid)" 2>/dev/null; then echo "$(hostname): a trainer runs here, process group $(cat vo3.pid); it is kept" >&2; exit 3; fi'
 
 setup() {
   local node archive=/tmp/vo3-$TPU_NAME.tar.gz
   if [[ -n "$(git -C "$VO3_ROOT" status --porcelain --untracked-files=no)" ]]; then
     say "the checkout has changes that are not committed; they will not run"
   fi
-  run git -C "$VO3_ROOT" archive --format=tar.gz --output="$archive" HEAD
+  run git -C "$VO3_ROOT" archive --format=tar.gz --output="$archive" HEAD || return 1
   for node in "${NODES[@]}"; do
-    run "${TPUS[@]}" tpu-vm scp "$archive" "$node:vo3.tar.gz" "${PLACE[@]}" --worker=all
+    run "${TPUS[@]}" tpu-vm scp "$archive" "$node:vo3.tar.gz" "${PLACE[@]}" --worker=all || return 1
   done
-  on_all "set -e; rm -rf vo3-src; mkdir vo3-src; tar -xzf vo3.tar.gz -C vo3-src; python3 -m pip install -q --user uv; [ -d vo3-venv ] || ~/.local/bin/uv venv -q --python 3.12 vo3-venv; ~/.local/bin/uv pip install -q --python vo3-venv/bin/python -e 'vo3-src[$EXTRAS]'"
+  on_all "set -e; $REFUSE; rm -rf vo3-src; mkdir vo3-src; tar -xzf vo3.tar.gz -C vo3-src; python3 -m pip install -q --user uv; [ -d vo3-venv ] || ~/.local/bin/uv venv -q --python 3.12 vo3-venv; ~/.local/bin/uv pip install -q --python vo3-venv/bin/python -e 'vo3-src[$EXTRAS]'" && return
+  say "$TPU_NAME is not set up; its workers say why. A run that goes on there: '$0 watch' follows it, '$0 stop' ends it"
+  return 1
 }
 
 start() {
   local command
   command="$(quote env VO3_PROCESSES=auto "JAX_COMPILATION_CACHE_DIR=$COMPILATION_CACHE" ../vo3-venv/bin/python -m "$MODULE" \
     "--config=$CONFIG" "--workdir=$WORKDIR" "${SLICES[@]}" "${FLAGS[@]}")"
+  # Every worker is asked before the first one starts: half of a run would wait for the other half.
+  if ! on_all "$REFUSE"; then
+    say "nothing was started; the workers say why. A run that goes on there: '$0 watch' follows it, '$0 stop' ends it"
+    return 1
+  fi
   # The exit code is left in a file: what started it is gone by then.
-  on_all "cd vo3-src && rm -f ../vo3.rc && (setsid bash -c $(quote "trap : TERM; $command >../vo3.log 2>&1; echo \$? >../vo3.rc") </dev/null >/dev/null 2>&1 & echo \$! >../vo3.pid)"
+  on_all "$REFUSE; cd vo3-src && rm -f ../vo3.rc && (setsid bash -c $(quote "trap : TERM; $command >../vo3.log 2>&1; echo \$? >../vo3.rc") </dev/null >/dev/null 2>&1 & echo \$! >../vo3.pid)"
 }
 
 on_first() {
   "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 --command="$1"
-}
-
-watch() {
-  local now code failures=0
-  if [[ "$DRY_RUN" == 1 ]]; then
-    say "dry run: would look every $POLL s, and create, setup and run again after preemption"
-    return
-  fi
-  while true; do
-    sleep "$POLL"
-    now="$(state)"
-    if [[ "$now" == absent || "$now" == gone ]]; then
-      say "$TPU_NAME is $now: resuming"
-      create
-      setup
-      start
-      continue
-    fi
-    [[ "$now" == ready ]] || continue
-    code="$(on_first 'cat vo3.rc 2>/dev/null || true' 2>/dev/null || echo unreachable)"
-    case "$code" in
-      "") on_first 'tail -n 1 vo3.log' || true ;;
-      unreachable) say "$TPU_NAME does not answer" ;;
-      0)
-        # A preempted run saves and ends with 0 as well: only if the slice lives on is the run over.
-        sleep "$POLL"
-        if [[ "$(state)" == ready ]]; then
-          say "the run has ended; '$0 down' deletes the slice"
-          return
-        fi
-        ;;
-      *)
-        failures=$((failures + 1))
-        on_first 'tail -n 20 vo3.log' >&2 || true
-        ((failures > RETRIES)) && die "the run failed $failures times, last with code $code"
-        say "the run failed with code $code; starting it again ($failures of $RETRIES)"
-        start
-        ;;
-    esac
-  done
 }
 
 [[ "$DRY_RUN" == 1 ]] && assumptions
@@ -257,7 +253,8 @@ case "$ACTION" in
   watch) watch ;;
   status)
     if [[ "$DRY_RUN" != 1 ]]; then
-      say "$TPU_NAME: $(state)"
+      look
+      say "$TPU_NAME: $NOW"
       # shellcheck disable=SC2016  # the worker expands it
       on_first 'if [ -f vo3.rc ]; then echo ended with code $(cat vo3.rc); else tail -n 1 vo3.log; fi'
     else

@@ -1,41 +1,23 @@
-"""The launchers: dry runs, missing variables, a fake gcloud that plays a preemption, and local processes for real."""
+"""The launchers: dry runs, missing variables, manifests, and local processes for real."""
 
 import os
-import pathlib
 import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
+from launchers import LAUNCH, TPU, run, wait_for
 
 from launch import render_jobset
 
-LAUNCH = pathlib.Path("launch").resolve()
-TPU = {
-    "PROJECT": "p", "ZONE": "us-east5-a", "TPU_NAME": "run1", "TPU_TYPE": "v5p-32",
-    "CONFIG": "configs/sft_stage1.py", "WORKDIR": "gs://bucket/stage1",
-}  # fmt: skip
 XPK = {
     "CLUSTER": "c", "PROJECT": "p", "ZONE": "z", "WORKLOAD": "w", "TPU_TYPE": "v6e-64", "IMAGE": "i",
     "CONFIG": "configs/sft_stage1.py", "WORKDIR": "gs://bucket/stage1",
 }  # fmt: skip
-
-
-def run(script, *arguments, env=None, **options):
-    full = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **(env or {})}
-    return subprocess.run(
-        [str(LAUNCH / script), *arguments],
-        env=full,
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
@@ -77,38 +59,9 @@ def test_up_is_create_setup_run_in_this_order():
     assert "scp" in lines[2] and "--worker=all" in lines[2]
     # The default config writes TensorBoard files and reads rows and gs://; a pod that lacks a package ends after loading.
     assert "uv pip install" in lines[3] and "vo3-src[tpu,data,train,gcs]" in lines[3]
-    assert "vo3.train.sft" in lines[4] and "VO3_PROCESSES=auto" in lines[4]
-    assert "--workdir=gs://bucket/stage1" in lines[4]
-
-
-def test_the_remote_command_keeps_its_words(tmp_path):
-    """What the worker's shell is given runs, with spaces in a flag, and leaves its exit code."""
-    done = run("tpu_vm.sh", "run", "--dry-run", "--", "--config.x=a b'c", env=TPU)
-    line = next(x for x in done.stdout.splitlines() if x.startswith("+") and "ssh" in x)
-    words = subprocess.run(
-        ["bash", "-c", f"printf '%s\\0' {line[2:]}"], capture_output=True, check=True
-    ).stdout.split(b"\0")
-    command = next(w for w in words if w.startswith(b"--command=")).decode().partition("=")[2]
-    home = tmp_path / "home"
-    (home / "vo3-src").mkdir(parents=True)
-    python = home / "vo3-venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >"{home}/words"\nexit 7\n')
-    python.chmod(0o755)
-    subprocess.run(["bash", "-c", command], cwd=home, check=True)
-    wait_for(lambda: (home / "vo3.rc").exists() and (home / "vo3.rc").read_text())
-    assert (home / "vo3.rc").read_text().strip() == "7"
-    assert (home / "words").read_text().splitlines() == [
-        "-m", "vo3.train.sft", "--config=configs/sft_stage1.py", "--workdir=gs://bucket/stage1", "--config.x=a b'c",
-    ]  # fmt: skip
-    assert (home / "vo3.pid").read_text().strip().isdigit()
-
-
-def wait_for(condition, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+    assert "a trainer runs here" in lines[4] and "vo3.train.sft" not in lines[4]
+    assert "vo3.train.sft" in lines[5] and "VO3_PROCESSES=auto" in lines[5]
+    assert "--workdir=gs://bucket/stage1" in lines[5]
 
 
 def test_several_slices_are_asked_for_together():
@@ -154,56 +107,6 @@ def test_unknown_arguments_are_refused():
     for script in ("tpu_vm.sh", "local.sh", "xpk.sh"):
         helped = run(script, "--help")
         assert helped.returncode == 0 and "Assumes:" in helped.stdout
-
-
-GCLOUD = """#!/bin/bash
-# Plays a queued resource: absent, ready, preempted after the run began, ready again, done.
-echo "$*" >>"$FAKE/calls"
-case "$*" in
-  *"queued-resources create"*) echo ACTIVE >"$FAKE/state" ;;
-  *"queued-resources delete"*) rm -f "$FAKE/state" ;;
-  *"queued-resources describe"*) [ -f "$FAKE/state" ] && cat "$FAKE/state" || exit 1 ;;
-  *"vo3.train.sft"*)
-    if [ -f "$FAKE/once" ]; then echo 0 >"$FAKE/rc"; else touch "$FAKE/once"; echo SUSPENDED >"$FAKE/state"; fi ;;
-  *"cat vo3.rc"*) cat "$FAKE/rc" 2>/dev/null || true ;;
-esac
-"""
-
-
-def test_a_preempted_run_is_created_again_and_resumed(tmp_path):
-    fake = tmp_path / "bin"
-    fake.mkdir()
-    (fake / "gcloud").write_text(GCLOUD)
-    (fake / "gcloud").chmod(0o755)
-    (fake / "git").symlink_to("/bin/true")
-    env = {**TPU, "PATH": f"{fake}:{os.environ['PATH']}", "FAKE": str(tmp_path), "POLL": "0.1"}
-    done = run("tpu_vm.sh", "up", env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "resuming" in done.stderr and "the run has ended" in done.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
-    count = lambda text: sum(text in call for call in calls)
-    assert count("queued-resources create") == 2
-    assert count("queued-resources delete") == 1
-    assert count("vo3.train.sft") == 2
-
-
-def test_a_run_that_keeps_failing_is_given_up(tmp_path):
-    fake = tmp_path / "bin"
-    fake.mkdir()
-    script = GCLOUD.replace("if [ -f", 'echo 1 >"$FAKE/rc"; exit 0; if [ -f')
-    (fake / "gcloud").write_text(script)
-    (fake / "gcloud").chmod(0o755)
-    (fake / "git").symlink_to("/bin/true")
-    env = {
-        **TPU,
-        "PATH": f"{fake}:{os.environ['PATH']}",
-        "FAKE": str(tmp_path),
-        "POLL": "0.1",
-        "RETRIES": "1",
-    }
-    done = run("tpu_vm.sh", "up", env=env, timeout=300)
-    assert done.returncode == 2
-    assert "the run failed 2 times, last with code 1" in done.stderr
 
 
 # ---------------------------------------------------------------- GKE and xpk
