@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
 
 # rate       429: too many requests; try again later
@@ -146,6 +147,17 @@ class Client(Protocol):
 
     def identity(self) -> list[Any]:
         """What of the backend decides a reply (names, settings; never a key), as JSON."""
+
+    async def prepare(self, request: Request, *, key: str) -> Callable[[], Awaitable[RawReply]]:
+        """Does what one call needs once, however often it is tried, such as decoding frames; no time limit holds here.
+
+        Returns:
+          What sends the request: one try of the call, as `complete` makes it.
+
+        Raises:
+          ModelError: the video cannot be read (`storage`) or decoded (`media`).
+        """
+        return functools.partial(self.complete, request, key=key)
 
     async def complete(self, request: Request, *, key: str) -> RawReply:
         """One call; `key` names its content, for endpoints that know idempotency keys.

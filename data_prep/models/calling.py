@@ -37,9 +37,9 @@ class CallLimits:
     """How calls are made.
 
     Attributes:
-      concurrency: calls at once.
+      concurrency: calls at once, those that read their video or wait for their next try among them.
       requests_per_minute, tokens_per_minute: 0 is no limit.
-      timeout: seconds for one attempt.
+      timeout: seconds for one attempt: from the request, without the frames, to the whole reply.
       attempts: tries of a call before it counts as failed.
       first_wait, longest_wait: seconds between tries; doubled each time, with jitter.
       repairs: times that a reply that cannot be used is asked for again.
@@ -165,13 +165,16 @@ class Caller:
             before_sleep=self._before_retry,
             reraise=True,
         )
-        async for attempt in retrying:
-            with attempt:
-                async with self._gate:
+        # One place from the frames to the reply: what is prepared is large, and no more of it is held than calls are made.
+        async with self._gate:
+            # Ahead of the tries and of their time limit: a slow film is no fault of the endpoint, and is decoded once.
+            send = await self.client.prepare(request, key=key)
+            async for attempt in retrying:
+                with attempt:
                     await self._limiter.wait(_estimate(request))
                     try:
                         async with asyncio.timeout(limits.timeout):
-                            reply = await self.client.complete(request, key=key)
+                            reply = await send()
                     except TimeoutError as error:
                         raise ModelError(
                             "timeout", f"no whole reply within {limits.timeout:g} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import os
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,9 @@ from data_prep.jsonish import clock_text
 from data_prep.models.base import Media, ModelError
 from data_prep.videos import STORAGE
 from vo3.video import CropPolicy, VideoCrop, VideoError
+
+# Videos decoded at once. FFmpeg has threads of its own; more at once only makes each slower, up to VideoCrop's time limit.
+AT_ONCE = max(2, (os.cpu_count() or 1) // 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,11 @@ class GeminiClient(Client):
         return ["google-genai", self._model, self._fps, self._json_mode]
 
     async def complete(self, request: Request, *, key: str) -> RawReply:
-        """See `Client`. The service has no idempotency keys: `key` is not sent."""
+        """See `Client`. The service has no idempotency keys: `key` is not sent.
+
+        The upload is the service's matter and counts for the time limit of a try; it goes on meanwhile, and the next try
+        waits for the same one.
+        """
         from google.genai import errors
 
         self._open()

@@ -7,8 +7,11 @@ struck out of every error text.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -70,15 +73,29 @@ class OpenAIClient(Client):
         self._json_mode, self._frames, self._extra = json_mode, frame_settings, extra or {}
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        self._decoders: ThreadPoolExecutor | None = None
 
     def identity(self) -> list[Any]:
         """See `Client`. The address is left out: the same model served elsewhere gives the same replies."""
         settings = vars(self._frames)
         return ["openai", self._model, self._json_mode, dict(settings), self._extra]
 
+    async def prepare(self, request: Request, *, key: str) -> Callable[[], Awaitable[RawReply]]:
+        """See `Client`. The body with its frames is made on threads of their own: the loop's look up addresses too."""
+        if request.media is None:
+            return functools.partial(self._send, self._body(request), key)
+        if self._decoders is None:
+            self._decoders = ThreadPoolExecutor(frames.AT_ONCE, thread_name_prefix="frames")
+        loop = asyncio.get_running_loop()
+        body = await loop.run_in_executor(self._decoders, self._body, request)
+        return functools.partial(self._send, body, key)
+
     async def complete(self, request: Request, *, key: str) -> RawReply:
         """See `Client`."""
-        body = json.dumps(await self._body(request)).encode()
+        send = await self.prepare(request, key=key)
+        return await send()
+
+    async def _send(self, body: bytes, key: str) -> RawReply:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -99,14 +116,17 @@ class OpenAIClient(Client):
 
     async def close(self) -> None:
         """See `Client`."""
+        if self._decoders is not None:
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+            self._decoders = None
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def _body(self, request: Request) -> dict[str, Any]:
+    def _body(self, request: Request) -> bytes:
         content: list[dict[str, Any]] = []
         if request.media is not None:
-            for shown in await asyncio.to_thread(frames.read, request.media, self._frames):
+            for shown in frames.read(request.media, self._frames):
                 content.append({"type": "text", "text": frames.label(shown)})
                 url = f"data:image/jpeg;base64,{shown.jpeg}"
                 content.append({"type": "image_url", "image_url": {"url": url}})
@@ -129,7 +149,7 @@ class OpenAIClient(Client):
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         elif self._json_mode == "object":
             body["response_format"] = {"type": "json_object"}
-        return body
+        return json.dumps(body).encode()
 
     def _reply(self, text: str) -> RawReply:
         """Reads the endpoint's own JSON; half of it is a server's error, to be tried again."""

@@ -11,7 +11,9 @@ pytest.importorskip("google.genai", reason="google-genai (extra `synthesis`) is 
 from aiohttp import web
 from stub_server import KEY
 
+from data_prep.cache import SqliteCache
 from data_prep.models.base import Media, ModelError, Request
+from data_prep.models.calling import Caller, CallLimits
 from data_prep.models.gemini import GeminiClient
 
 
@@ -242,6 +244,27 @@ def test_an_upload_that_nobody_waited_for_to_the_end_is_deleted_too(request_of, 
 
     talk(service, say)
     assert service.uploads == 1 and not service.files
+
+
+def test_an_upload_that_outlasts_a_try_is_waited_for_by_the_next(request_of, tmp_path, monkeypatch):  # fmt: skip
+    monkeypatch.setattr("data_prep.models.uploads._POLL", 0.01)
+    service = Service()
+    service.state = "PROCESSING"
+    limits = CallLimits(timeout=0.3, attempts=20, first_wait=0.01, longest_wait=0.02)
+
+    async def say(client):
+        caller = Caller(client, SqliteCache(tmp_path / "c.sqlite"), limits=limits)
+
+        async def processed():
+            await asyncio.sleep(1.0)
+            service.state = "ACTIVE"
+
+        answer, _ = await asyncio.gather(caller.ask(request_of()), processed())
+        return answer, caller.tally.retries
+
+    answer, retries = talk(service, say)
+    assert answer.value == {"answer": "B"} and retries > 0
+    assert service.uploads == 1 and len(service.asked) == 1
 
 
 def test_a_video_that_the_service_cannot_process_is_a_verdict_and_deleted(request_of):

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import logging
 import sqlite3
+import threading
+import time
 
 import pytest
 from stub_server import KEY, Serving, Stub, half, hang, reply, status
@@ -14,8 +16,8 @@ from stub_server import KEY, Serving, Stub, half, hang, reply, status
 from configs.data_prep import get_config
 from data_prep import config as configs
 from data_prep.cache import FolderCache, SqliteCache
-from data_prep.models import calling
-from data_prep.models.base import ModelError, RawReply, Request
+from data_prep.models import calling, frames
+from data_prep.models.base import Media, ModelError, RawReply, Request
 from data_prep.models.calling import Caller, CallLimits, Price, UnusableReply
 from data_prep.models.limits import Limiter
 from data_prep.models.openai import OpenAIClient
@@ -116,6 +118,77 @@ def test_a_hang_ends_at_the_time_limit(stub, tmp_path):
     limits = dataclasses.replace(QUICK, timeout=0.2, attempts=2)
     (error,), _ = ask(stub, SqliteCache(tmp_path / "c.sqlite"), request(), limits=limits)
     assert isinstance(error, ModelError) and error.kind == "timeout"
+
+
+class Film:
+    """Stands in for `frames.read`: `seconds` of decoding, or `error`; `read` counts, `most_at_once` too; `threads` by name."""
+
+    def __init__(self, monkeypatch, seconds: float = 0.0, error: ModelError | None = None):
+        self.seconds, self.error = seconds, error
+        self.read = self.at_once = self.most_at_once = 0
+        self.threads: set[str] = set()
+        self._lock = threading.Lock()
+        monkeypatch.setattr(frames, "read", self)
+
+    def __call__(self, media, settings):
+        with self._lock:
+            self.read += 1
+            self.threads.add(threading.current_thread().name)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        time.sleep(self.seconds)
+        with self._lock:
+            self.at_once -= 1
+        if self.error:
+            raise self.error
+        return [frames.Shown(1.0, "aGk=")]
+
+
+def shown(text: str = "what?") -> Request:
+    return request(text, media=Media("v.mp4", "/v.mp4", "id"))
+
+
+def test_a_slow_film_is_no_timeout_of_the_endpoint(stub, tmp_path, monkeypatch):
+    film = Film(monkeypatch, seconds=1.0)
+    stub.script = [GOOD]
+    limits = dataclasses.replace(QUICK, timeout=0.5, attempts=3)
+    (answer,), caller = ask(stub, SqliteCache(tmp_path / "c.sqlite"), shown(), limits=limits)
+    assert answer.value == {"answer": "B"} and caller.tally.retries == 0
+    assert film.read == 1 and sum(stub.calls.values()) == 1
+    kinds = [part["type"] for part in stub.bodies[0]["messages"][1]["content"]]
+    assert kinds == ["text", "image_url", "text"]
+
+
+def test_a_slow_endpoint_is_tried_again_with_the_same_frames(stub, tmp_path, monkeypatch):
+    film = Film(monkeypatch)
+    limits = dataclasses.replace(QUICK, timeout=0.5, attempts=3)
+    stub.script = [hang, status(500), GOOD]
+    (answer,), caller = ask(stub, SqliteCache(tmp_path / "c.sqlite"), shown(), limits=limits)
+    assert answer.value == {"answer": "B"} and caller.tally.retries == 2
+    assert film.read == 1 and stub.bodies[0] == stub.bodies[1] == stub.bodies[2]
+    stub.script = [hang] * 3
+    (error,), _ = ask(stub, SqliteCache(tmp_path / "d.sqlite"), shown(), limits=limits)
+    assert isinstance(error, ModelError) and error.kind == "timeout" and film.read == 2
+
+
+@pytest.mark.parametrize("kind", ["storage", "media"])
+def test_a_video_that_cannot_be_read_is_not_asked_about(stub, tmp_path, monkeypatch, kind):
+    film = Film(monkeypatch, error=ModelError(kind, "v.mp4 is not there"))
+    (error,), caller = ask(stub, SqliteCache(tmp_path / "c.sqlite"), shown())
+    assert isinstance(error, ModelError) and error.kind == kind
+    assert film.read == 1 and caller.tally.retries == 0 and not stub.calls
+
+
+def test_few_videos_are_decoded_at_once_and_none_in_the_loops_own_threads(stub, tmp_path, monkeypatch):  # fmt: skip
+    film = Film(monkeypatch, seconds=0.05)
+    stub.script = [GOOD] * 20
+    limits = dataclasses.replace(QUICK, concurrency=20, timeout=0.5)
+    requests = [shown(str(n)) for n in range(20)]
+    monkeypatch.setattr(frames, "AT_ONCE", 3)
+    answers, caller = ask(stub, SqliteCache(tmp_path / "c.sqlite"), *requests, limits=limits)
+    assert all(a.value == {"answer": "B"} for a in answers) and caller.tally.retries == 0
+    assert film.read == 20 and film.most_at_once == 3
+    assert all(name.startswith("frames") for name in film.threads)
 
 
 @pytest.mark.parametrize(

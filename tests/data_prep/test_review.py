@@ -15,7 +15,7 @@ from etils import epath
 from configs.data_prep import get_config
 from data_prep import config as configs
 from data_prep import estimate, report, review, sampling, verdicts
-from data_prep.models.base import ModelError, RawReply
+from data_prep.models.base import Client, ModelError, RawReply
 from data_prep.schema import Caption, Material, VideoInfo
 from data_prep.sources import clueworld
 from data_prep.stages import material
@@ -176,7 +176,7 @@ def test_material_becomes_questions_that_go_through_the_stages(tmp_path):
         assert triplet.clues[0].start <= card.start + 60 and len(triplet.options) == 4
 
 
-class Scripted:
+class Scripted(Client):
     """A client that says one thing, and keeps what it was asked."""
 
     def __init__(self, text: str):
