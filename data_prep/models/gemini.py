@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Any
 
@@ -11,6 +12,8 @@ from data_prep.models.openai import read_key
 from data_prep.models.uploads import Uploads, gone
 
 _TRANSPORTS = ("aiohttp", "httpx", "httpx2", "httpcore", "httpcore2")
+# What reading the video's own file fails with; a connection fails with other numbers.
+_STORAGE = (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE)
 
 
 class GeminiClient(Client):
@@ -68,6 +71,10 @@ class GeminiClient(Client):
             transport = type(error).__module__.split(".")[0] in _TRANSPORTS
             if not transport and not isinstance(error, OSError):
                 raise
+            if request.media is not None and not transport and error.errno in _STORAGE:
+                raise ModelError(
+                    "storage", f"{request.media.path} cannot be read: {error}"
+                ) from None
             raise ModelError("server", self._clean(f"{type(error).__name__}: {error}")) from None
         if reply is None:
             raise ModelError("refused", f"the service does not find {request.media.video}, which was uploaded for this key just now")  # fmt: skip

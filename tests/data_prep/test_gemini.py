@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
@@ -279,3 +280,12 @@ def test_a_video_that_is_not_there_is_none(monkeypatch, tmp_path):
     media = Media("v.mp4", str(tmp_path / "v.mp4"), "id")
     (error,) = ask(Service(), Request("verify", "p", "s", "t", {}, media))
     assert isinstance(error, ModelError) and error.kind == "storage"
+
+
+def test_storage_that_fails_is_no_fault_of_the_service(request_of, monkeypatch):
+    def size(path):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr("data_prep.models.uploads.os.path.getsize", size)
+    (error,) = ask(Service(), request_of())
+    assert isinstance(error, ModelError) and error.kind == "storage" and "v.mp4" in str(error)
