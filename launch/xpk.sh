@@ -10,8 +10,13 @@
 # WORKDIR    gs://...
 # BASE_IMAGE or IMAGE   an image with vo3's packages on which xpk lays this checkout, or one that holds all
 # NUM_SLICES=1, PRIORITY=medium, MAX_RESTARTS=100, MODULE=vo3.train.sft, COMPILATION_CACHE (default: WORKDIR/cache)
+# GRACE=600   seconds to save after SIGTERM, longer than a checkpoint of the 7B takes (xpk's default is 30)
 #
-# Assumes: xpk 0.6 or later, kubectl and docker are installed and logged in; the cluster has TPU_TYPE; its service account may
+# A trainer that SIGTERM reached (drain, eviction, spot) saves and ends with code 75. xpk starts the workload again after that code,
+# which --restart-on-exit-codes names, and after its own: 42 and 127 to 255, a kill and a crash of jax's runtime among them. Each
+# time takes one of MAX_RESTARTS. Any other code, such as the 1 of a config that contradicts itself, ends the workload.
+#
+# Assumes: xpk 0.7 or later, kubectl and docker are installed and logged in; the cluster has TPU_TYPE; its service account may
 # read rows and videos and write WORKDIR.
 
 set -euo pipefail
@@ -55,6 +60,7 @@ fi
 
 [[ "$DRY_RUN" == 1 ]] && assumptions
 run xpk workload create --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --workload="$WORKLOAD" --tpu-type="$TPU_TYPE" \
-  --num-slices="$NUM_SLICES" --priority="${PRIORITY:-medium}" --max-restarts="${MAX_RESTARTS:-100}" "${image[@]}" \
-  --env=VO3_PROCESSES=auto --env="JAX_COMPILATION_CACHE_DIR=${COMPILATION_CACHE:-$WORKDIR/cache}" \
+  --num-slices="$NUM_SLICES" --priority="${PRIORITY:-medium}" --max-restarts="${MAX_RESTARTS:-100}" \
+  --restart-on-exit-codes=75 --termination-grace-period-seconds="${GRACE:-600}" "${image[@]}" \
+  --env=VO3_PROCESSES=auto --env=VO3_STOPPED_CODE=75 --env="JAX_COMPILATION_CACHE_DIR=${COMPILATION_CACHE:-$WORKDIR/cache}" \
   --command="$(quote python -m "$MODULE" "--config=$CONFIG" "--workdir=$WORKDIR" "${SLICES[@]}" "${FLAGS[@]}")"

@@ -143,7 +143,14 @@ def test_the_manifest_is_yaml_with_every_value_in_its_place(capsys):
         "--config.mesh.dcn_data=2", flag,
     ]  # fmt: skip
     env = {e["name"]: e["value"] for e in container["env"]}
-    assert env == {"VO3_PROCESSES": "auto", "JAX_COMPILATION_CACHE_DIR": "gs://bucket/stage1/cache"}
+    assert env == {
+        "VO3_PROCESSES": "auto",
+        "JAX_COMPILATION_CACHE_DIR": "gs://bucket/stage1/cache",
+        "VO3_STOPPED_CODE": "75",
+    }
+    # With these a code that is not 0 starts the set again.
+    assert job["template"]["spec"]["backoffLimit"] == 0
+    assert manifest["spec"]["failurePolicy"] == {"maxRestarts": 100}
     assert "labels" not in manifest["metadata"]
 
 
@@ -209,6 +216,9 @@ def test_xpk_is_given_one_workload():
     done = run("xpk.sh", "--dry-run", "--", "--config.seed=1", env=XPK)
     line = next(x for x in done.stdout.splitlines() if x.startswith("+ xpk workload create"))
     assert "--tpu-type=v6e-64" in line and "--docker-image=i" in line and "--config.seed=1" in line
+    # The code of a run that was asked to end, and the one code besides its own after which xpk starts again.
+    assert "--env=VO3_STOPPED_CODE=75" in line and "--restart-on-exit-codes=75" in line
+    assert "--max-restarts=100" in line and "--termination-grace-period-seconds=600" in line
     base = {**XPK, "BASE_IMAGE": "b"}
     del base["IMAGE"]
     assert "--base-docker-image=b --script-dir=" in run("xpk.sh", "--dry-run", env=base).stdout

@@ -61,7 +61,7 @@ from vo3.train.prompts import Prompts, make_prompts, opener
 from vo3.train.publish import Publisher
 from vo3.train.rl_metrics import Alarms, StepRow, rollout_figures, update_figures
 from vo3.train.scoring import ScoredGroup, kept, with_reward
-from vo3.train.sft import Result, quiet, start
+from vo3.train.sft import Result, quiet, start, stopped_code
 from vo3.train.state import Params, Trainable, TrainState, trainable
 from vo3.train.step import FAULTS
 from vo3.train.workdir import claim
@@ -386,12 +386,16 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(_: list[str]) -> None:
-    """Entry point of `python -m vo3.train.grpo`: exit code 0 when finished or saved on request, 1 with one line on a known error."""
-    processes.start()
-    quiet()
+def main(_: list[str]) -> int:
+    """Entry point of `python -m vo3.train.grpo`.
+
+    Exit code 0 when finished, `stopped_code()` when saved on request before that, 1 with one line on a known error.
+    """
     try:
-        train(flags.FLAGS.config, flags.FLAGS.workdir)
+        stopped = stopped_code()
+        processes.start()
+        quiet()
+        result = train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (
         config_lib.ConfigError,
         ckpt.CheckpointError,
@@ -400,6 +404,7 @@ def main(_: list[str]) -> None:
         FileNotFoundError,
     ) as error:
         raise SystemExit(f"vo3.train.grpo: {error}") from error
+    return 0 if result.finished else stopped
 
 
 if __name__ == "__main__":

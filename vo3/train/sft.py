@@ -4,13 +4,14 @@
 
 Reads top to bottom: config, data, model, loop. What a step computes is a pure function of (config, step, parameters), so a run
 that is killed and started again goes on from its newest checkpoint as if nothing had happened. SIGTERM or a preemption notice
-saves and exits with 0.
+saves and exits with 0, or with what VO3_STOPPED_CODE says.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -349,12 +350,16 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(_: list[str]) -> None:
-    """Entry point of `python -m vo3.train.sft`: exit code 0 when finished or saved on request, 1 with one line on a known error."""
-    processes.start()
-    quiet()
+def main(_: list[str]) -> int:
+    """Entry point of `python -m vo3.train.sft`.
+
+    Exit code 0 when finished, `stopped_code()` when saved on request before that, 1 with one line on a known error.
+    """
     try:
-        train(flags.FLAGS.config, flags.FLAGS.workdir)
+        stopped = stopped_code()
+        processes.start()
+        quiet()
+        result = train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (
         config_lib.ConfigError,
         ckpt.CheckpointError,
@@ -364,6 +369,23 @@ def main(_: list[str]) -> None:
         FileNotFoundError,
     ) as error:
         raise SystemExit(f"vo3.train.sft: {error}") from error
+    return 0 if result.finished else stopped
+
+
+def stopped_code() -> int:
+    """The exit code of a run that saved on request and is not finished, of the variable VO3_STOPPED_CODE; 0 where it is not set.
+
+    Kubernetes takes 0 for the end of the work, and starts nothing again after it: there the launchers set another code.
+
+    Raises:
+      ConfigError: the variable is no code.
+    """
+    given = os.environ.get("VO3_STOPPED_CODE", "0")
+    if not (given.isascii() and given.isdigit() and int(given) <= 255):
+        raise config_lib.ConfigError(
+            f"VO3_STOPPED_CODE={given!r}: an exit code is expected, a number from 0 to 255"
+        )
+    return int(given)
 
 
 def quiet() -> None:
