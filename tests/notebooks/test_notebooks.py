@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import pathlib
 import re
 import subprocess
@@ -76,17 +75,32 @@ def test_the_evaluation_page_has_the_same_table():
     assert runtimes.table() in (FOLDER.parent / "docs" / "evaluation.md").read_text()
 
 
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A runtime without vo3, in a folder with a checkout, which a search for modules takes for the package."""
+    version = importlib.metadata.version
+
+    def of(name):
+        if name == "vo3":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    (tmp_path / "vo3" / "vo3").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", of)
+    return lambda: monkeypatch.setattr(importlib.metadata, "version", version)
+
+
 @pytest.mark.parametrize("fails", [False, True])
-def test_installing_leaves_the_runtimes_jax_alone(fails, tmp_path, monkeypatch):
+def test_installing_leaves_the_runtimes_jax_alone(fails, bare, tmp_path, monkeypatch):
     """On a runtime without vo3: what pip is given holds every package back that knows the accelerator."""
     calls = []
 
     def pip(command, check):
         calls.append(command)
+        bare()  # installed
         return types.SimpleNamespace(returncode=int(fails))
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", pip)
     source = cell(read("evaluate.ipynb"), "install").source.replace(REPOSITORY, PUBLISHED)
     if fails:
@@ -102,8 +116,7 @@ def test_installing_leaves_the_runtimes_jax_alone(fails, tmp_path, monkeypatch):
         assert f"{name}=={importlib.metadata.version(name)}" in held
 
 
-def test_a_copy_that_nobody_has_published_says_so(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_a_copy_that_nobody_has_published_says_so(bare):
     source = cell(read("evaluate.ipynb"), "install").source.replace(REPOSITORY, "OWNER/vo3")
     with pytest.raises(SystemExit, match="whoever publishes vo3"):
         exec(source, {})
