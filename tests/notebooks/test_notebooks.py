@@ -11,9 +11,13 @@ import types
 
 import nbformat
 import pytest
+from etils import epath
 from nbclient import NotebookClient
 
+from tests.gcs_fake import fake_gcs
 from vo3.evals import runtimes
+from vo3.trajectory import Trajectory
+from vo3.viewer import gallery
 
 FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 # As README's badges have it; `make repository` changes it everywhere.
@@ -156,6 +160,45 @@ def test_drive_and_buckets_are_reached_by_field(path, monkeypatch):
     assert done == []
     scope["reach"]("/content/drive/MyDrive/7B", "gs://bucket/data")
     assert done == ["/content/drive", "signed in"]
+
+
+def test_a_line_of_a_bucket_is_read_whole(monkeypatch):
+    """Trajectories keep every character, also those that str.splitlines takes for the end of a line."""
+    monkeypatch.setattr(gallery, "clips_of", lambda said, videos: (said, videos))
+    monkeypatch.setattr(Trajectory, "loads", lambda line: line)
+    source = cell(read("inspect_trajectory.ipynb"), "get").source
+    body = source.split("\ndef read")[1].split("\n\n\n")[0]
+    first = source.split("\n\n\n")[0]
+    scope = {"TRAJECTORIES": "gs://bucket/run/one.jsonl", "VIDEO": "", "pathlib": pathlib}
+    exec(f"{first}\n\n\ndef read{body}", scope)
+    with fake_gcs():
+        epath.Path("gs://bucket/run/one.jsonl").write_text('{"a": "x\u2028y\x85"}\n{"b": 1}\n')
+        for line, said in ((1, '{"a": "x\u2028y\x85"}'), (2, '{"b": 1}')):
+            scope["LINE"] = line
+            assert scope["read"]() == (said, (said, None))
+        scope["LINE"] = 3
+        with pytest.raises(SystemExit, match="has 2 lines; LINE is 3"):
+            scope["read"]()
+
+
+def test_results_in_a_bucket_are_shown_and_names_may_have_spaces():
+    notebook, pages, commands = read("evaluate.ipynb"), [], []
+    scope = {
+        "WORKDIR": "gs://bucket/eval", "BENCHMARKS": " mlvu, videomme", "MODES": "tools, direct",
+        "pathlib": pathlib, "main": commands.append,
+    }  # fmt: skip
+    with fake_gcs():
+        for name in ("summary.md", "index.html", "view/index.html"):
+            epath.Path("gs://bucket/eval", name).write_text(f"this is {name}")
+        exec(cell(notebook, "table").source, scope)
+        scope["display"] = lambda page: pages.append(page.data)
+        for name in ("figures", "conversations"):
+            exec(cell(notebook, name).source, scope)
+    assert ["this is index.html" in pages[0], "this is view/index.html" in pages[1]] == [True, True]
+    (command,) = commands
+    assert command[1] == "gs://bucket/eval/mlvu/tools/trajectories.jsonl"
+    beside = command[command.index("--beside") + 1]
+    assert beside == "gs://bucket/eval/mlvu/direct/trajectories.jsonl"
 
 
 def test_evaluation_from_a_clean_kernel(tmp_path, monkeypatch):
