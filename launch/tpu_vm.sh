@@ -140,7 +140,7 @@ look() {
     return
   fi
   UNKNOWN=$((UNKNOWN + 1))
-  ((UNKNOWN > 1)) || say "$TPU_NAME: its state is unknown, looking again every $POLL s: $(cat "$ERRORS")"
+  ((UNKNOWN > 1)) || say "$TPU_NAME: its state is unknown: $(cat "$ERRORS")"
 }
 
 create_request() {
