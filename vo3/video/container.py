@@ -9,10 +9,9 @@ import numpy as np
 
 from vo3.video.deadline import Deadline
 from vo3.video.errors import VideoError
-from vo3.video.reader import FrameReader, packets
+from vo3.video.reader import FrameReader
 from vo3.video.source import Source
-
-_FALLBACK_FPS = 25.0  # for streams that carry no times at all and name no rate
+from vo3.video.walk import BARE, STAMPED, Walk, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Probe:
       clock: which time stamp of a frame tells when it is shown: "pts"; "dts" (AVI keeps no others); "none" (a bare
         elementary stream: frames are counted).
       lead: seconds by which the index runs ahead of presentation (the reorder delay of MP4).
-      measured: whether length and rate were found by walking through all packets.
+      measured: whether length and rate were found by walking through all packets, as no header tells them.
       hints: H.264 SEI units of the first packet, b"" if none. x264 names its version there, once per file, and the
         decoder needs it to decode the 4:4:4 streams of versions before 151; whoever seeks past it gets noise.
     """
@@ -82,8 +81,11 @@ class Probe:
 def probe(source: Source, deadline: Deadline) -> Probe:
     """Opens the source, decodes its first frame, and works out rate and length.
 
+    Where no header tells the length (MPEG-TS, MPEG-PS, bare streams, live recordings) the whole file is read once, without
+    decoding: from an object store, too, within the same deadline. A copy in MP4 or MKV is spared that.
+
     Raises:
-      VideoError: the source is not a video, or not a readable one.
+      VideoError: the source is not a video, or not a readable one; "corrupt" too where its time stamps start again.
     """
     with source.open(deadline) as container:
         stream = video_stream(container, source.name)
@@ -101,9 +103,16 @@ def probe(source: Source, deadline: Deadline) -> Probe:
         if orientation.transpose:
             height, width = width, height
         fps, seconds, declared = _declared(container, stream, origin)
-    measured = fps is None or seconds is None
+        kind = container.format.name
+    measured = fps is None or seconds is None or kind in BARE
     if measured:
-        fps, declared, seconds = _measure(source, deadline, fps)
+        walked = _walk(source, deadline, fps, clock)
+        fps, declared, seconds = walked.fps, walked.frames, walked.seconds
+    elif kind in STAMPED:
+        # The walk is for the joints. FFmpeg's own length misses the last frames of a program stream; a damaged stamp may lead
+        # the walk far beyond the end, and its packets not.
+        walked = _walk(source, deadline, fps, clock)
+        seconds = max(seconds, min(walked.seconds, walked.frames / fps))
     frames = max(1, round(seconds * fps))
     # The count in the header is the truer one, unless an edit list shows only a part of the samples.
     if declared and abs(declared - seconds * fps) <= max(1.5, 1e-3 * declared):
@@ -146,8 +155,16 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.video.
     return streams[0]
 
 
+def _walk(source: Source, deadline: Deadline, fps: float | None, clock: str) -> Walk:
+    with source.open(deadline) as container:
+        stream = video_stream(container, source.name)
+        return walk(container, stream, deadline, fps=fps, clock=clock, name=source.name)
+
+
 def clock_of(container: av.container.InputContainer) -> str:
     """Which time stamps to trust before the first frame is seen."""
+    if container.format.name == "mpegvideo":
+        return "none"  # FFmpeg makes its stamps up, and seeks by them to other frames
     # AVI stores decoding order only; the presentation times that FFmpeg makes up for it are out of order.
     return "dts" if container.format.name == "avi" else "pts"
 
@@ -199,30 +216,3 @@ def _sei(packet: bytes, codec: av.codec.context.CodecContext) -> bytes:
         return b"".join(unit for unit in units if unit[width : width + 1] and unit[width] & 31 == 6)
     units = packet.split(b"\x00\x00\x01")[1:]  # a bare stream and MPEG-TS: start codes
     return b"".join(b"\x00\x00\x01" + unit for unit in units if unit and unit[0] & 31 == 6)
-
-
-def _measure(source: Source, deadline: Deadline, fps: float | None) -> tuple[float, int, float]:
-    """Average fps, number of frames and seconds by walking through all packets without decoding."""
-    low, high, count, last = float("inf"), float("-inf"), 0, 0.0
-    with source.open(deadline) as container:
-        stream = video_stream(container, source.name)
-        base = float(stream.time_base)
-        try:
-            for packet in packets(container, stream):
-                deadline.check()
-                if not packet.size or packet.is_discard:
-                    continue
-                count += 1
-                stamp = packet.pts if packet.pts is not None else packet.dts
-                if stamp is None:
-                    continue
-                low = min(low, stamp * base)
-                if stamp * base > high:
-                    high, last = stamp * base, (packet.duration or 0) * base
-        except (av.error.InvalidDataError, av.error.EOFError):
-            pass  # a cut tail: the length is what is there
-    if high <= low:
-        fps = fps or _FALLBACK_FPS
-        return fps, count, count / fps
-    seconds = high - low + (last or (high - low) / (count - 1))
-    return count / seconds, count, seconds

@@ -13,7 +13,7 @@ import pytest
 import video_makers
 import video_reference
 
-from vo3.video import CropPolicy, VideoCrop, VideoError
+from vo3.video import CropPolicy, VideoCrop, VideoError, walk
 from vo3.video.errors import KINDS
 
 
@@ -307,6 +307,82 @@ def test_damage_in_the_middle(tmp_path, to_cut, kind):
     assert outcome(crop.overview) in ("read", "corrupt", "truncated")
     ours, theirs = crop.crop(1, 6, "coarse"), whole.crop(1, 6, "coarse")
     assert (ours.frames == theirs.frames).all()
+
+
+@pytest.fixture(scope="session")
+def recordings(video_folder):
+    """Files whose clock starts at zero; "late.ts" starts hours into it."""
+    mpeg2 = {"codec": "mpeg2video", "gop": 15, "options": {"bf": "2"}}
+    late = {"muxer": {"output_ts_offset": "36000"}}
+    makers = {
+        "one.ts": {},
+        "late.ts": late,
+        "one.m2ts": {"format": "mpegts", "muxer": {"mpegts_m2ts_mode": "1"}},
+        "one.mpg": mpeg2 | {"format": "mpeg"},
+        "one.vob": mpeg2 | {"format": "vob"},
+    }
+    for name, options in makers.items():
+        video_makers.write(video_folder / name, frames=125, **options)
+    return {name: (video_folder / name).read_bytes() for name in makers}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("one.ts", "one.ts"), ("late.ts", "one.ts"), ("one.m2ts", "one.m2ts"), ("one.mpg", "one.mpg"), ("one.vob", "one.vob")],
+    ids="+".join,
+)  # fmt: skip
+def test_joined_recordings_are_refused_and_the_remedy_helps(tmp_path, recordings, parts):
+    """The clock starts again, and what is behind the joint cannot be asked for: never the first half alone."""
+    path = tmp_path / f"joined.{parts[0].rpartition('.')[2]}"
+    path.write_bytes(b"".join(recordings[part] for part in parts))
+    error = refused(path, "corrupt", "after 125 frames", "step back")
+    command = error.remedy.partition("ffmpeg ")[2].split()
+    mended = tmp_path / "mended.mkv"
+    names = {"IN": str(path), "OUT.mkv": str(mended)}
+    if not video_makers.ffmpeg(*(names.get(word, word) for word in command)):
+        pytest.skip("ffmpeg is not installed (apt install ffmpeg)")
+    crop = VideoCrop(mended)
+    assert crop.frames == 250 and crop.duration == pytest.approx(10, abs=0.05)
+    second = crop.crop(6, 9, "coarse").frames.astype(int)
+    first = VideoCrop(recordings["one.ts"]).crop(1, 4, "coarse").frames
+    assert np.abs(second - first).mean() < 25
+
+
+def test_a_small_step_back_is_no_joint(tmp_path, recordings):
+    """A clock that is put right by less than a second."""
+    path = tmp_path / "next.ts"
+    video_makers.write(path, frames=125, muxer={"output_ts_offset": "4.5"})
+    assert VideoCrop(recordings["one.ts"] + path.read_bytes()).duration > 9
+
+
+def test_a_step_back_is_looked_for_in_two_packets_and_across_the_wrap():
+    def steps(*stamps, wraps=True):
+        order = walk._Order(1 / 90000, wraps=wraps)
+        return [order.step_back(stamp) for stamp in stamps]
+
+    wrap = 1 << 33
+    assert not any(steps(*range(0, 10**6, 3600)))
+    assert not any(steps(wrap - 7200, wrap - 3600, 0, 3600, 7200))
+    assert not any(steps(0, 3600, 10**9, 10800, 14400, 18000))  # one damaged stamp
+    assert not any(steps(10**9, 10**9 + 3600, 0, 10**9 + 10800, 10**9 + 14400))
+    assert steps(900000, 903600, 0, 3600)[-1] == 896400
+    assert steps(900000, 903600, wrap, wrap + 3600)[-1] == 896400
+    assert not any(steps(900000, 903600, wrap, wrap + 3600, wraps=False))
+
+
+def test_a_recording_is_walked_through_within_the_time_limit(recordings, monkeypatch):
+    def slow(*streams):
+        for _ in range(1000):
+            time.sleep(0.01)
+            yield from ()
+        yield from real(*streams)
+
+    real = walk.packets
+    monkeypatch.setattr(walk, "packets", slow)
+    began = time.monotonic()
+    with pytest.raises(VideoError) as caught:
+        VideoCrop(recordings["one.ts"], timeout_s=1)
+    assert caught.value.kind == "timeout" and time.monotonic() - began < 5
 
 
 def test_nothing_decodes(tmp_path, to_cut):

@@ -76,6 +76,31 @@ def test_a_webm_without_count_and_duration_is_measured(video):
     assert not VideoCrop(video("vp8.webm"))._probe.measured
 
 
+def test_a_bare_stream_is_as_long_as_its_frames(tmp_path):
+    """FFmpeg guesses the length of MPEG-1 from a nominal bit rate, here one frame, and makes up stamps with a hole."""
+    path, joined = tmp_path / "bare.m1v", tmp_path / "joined.m1v"
+    video_makers.write(path, codec="mpeg1video", frames=300, gop=15, format="mpeg1video")
+    joined.write_bytes(path.read_bytes() * 2)
+    crop, twice = VideoCrop(path, SMALL), VideoCrop(joined, SMALL)
+    assert (crop.frames, crop.fps) == (300, 25) and crop._probe.measured
+    assert (twice.frames, twice.fps) == (600, 25)
+    for clip in (crop.overview(), twice.crop(13, 23, "medium")):
+        assert clip.times == pytest.approx(clip.indices / 25)
+        for index, frame in zip(clip.indices % 300, clip.frames, strict=True):
+            near = [video_makers.picture(k) for k in range(max(0, index - 2), index + 3)]
+            off = [np.abs(resize(p, *frame.shape[:2]).astype(int) - frame).mean() for p in near]
+            assert int(np.argmin(off)) == min(index, 2), index
+
+
+def test_a_program_stream_keeps_its_last_frames(tmp_path):
+    path = tmp_path / "disc.mpg"
+    options = {"codec": "mpeg2video", "gop": 15, "options": {"bf": "2"}}
+    video_makers.write(path, frames=300, format="mpeg", **options)
+    crop = VideoCrop(path)
+    assert (crop.frames, crop.fps, crop.duration) == (300, 25, 12)
+    assert crop.crop(10, 12, "coarse").times[-1] == pytest.approx(11.92, abs=0.05)
+
+
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirror", [False, True])
 def test_orientation(tmp_path, degrees, mirror):
