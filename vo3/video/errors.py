@@ -12,7 +12,7 @@ from typing import Literal, get_args
 # format      not a video container, or its index is cut off
 # no_video    a container without a picture stream (audio only, cover art)
 # codec       no decoder for the stream
-# corrupt     the stream decodes to nothing, or to nothing where frames are asked for
+# corrupt     the stream decodes to nothing, or to nothing where frames are asked for, or its time stamps start again
 # truncated   the stream ends well before the length that it declares
 # window      the window is not numbers, is empty, too short, or outside the video
 # strategy    not one of coarse, medium, fine (and what the recipe adds)
