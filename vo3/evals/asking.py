@@ -53,6 +53,17 @@ def seed_of(seed: int, task: Task) -> int:
     return int.from_bytes(digest, "big")
 
 
+def _failed(
+    task: Task, cause: VideoError | RolloutError | None, message: str | None = None
+) -> Trajectory:
+    """A question that could not be asked, of the kind of its cause."""
+    if isinstance(cause, VideoError):
+        kind = f"video: {cause.kind}"
+    else:
+        kind = "overview or request" if cause is None else f"request: {type(cause).__name__}"
+    return failed(task, kind, message or str(cause))
+
+
 class EngineAsker:
     """One question at a time. A video's overview is read, encoded and prefilled once for all of its questions."""
 
@@ -67,9 +78,7 @@ class EngineAsker:
             try:
                 video = open_video(asked, self.mode.crop, self._timeout_s)
             except VideoError as error:
-                yield from (
-                    failed(task, f"video: {error.kind}", str(error)) for task in asked.tasks
-                )
+                yield from (_failed(task, error) for task in asked.tasks)
                 continue
             for task in asked.tasks:
                 yield self._one(task, video)
@@ -82,11 +91,9 @@ class EngineAsker:
             return self.engine.rollout(
                 task, video, policy=self.mode.rollout, sampling=sampling
             ).trajectory
-        except VideoError as error:
+        except (VideoError, RolloutError) as error:
             # The overview could not be read; a clip that cannot be is an error turn of the trajectory.
-            return failed(task, f"video: {error.kind}", str(error))
-        except RolloutError as error:
-            return failed(task, f"request: {type(error).__name__}", str(error))
+            return _failed(task, error)
 
 
 class OverviewOnce:
@@ -172,6 +179,4 @@ class GroupAsker:
             if group.error is None:
                 yield group.rollouts[0].trajectory
             else:
-                known = shelf.errors.get(group.task.video)
-                kind = "overview or request" if known is None else f"video: {known.kind}"
-                yield failed(group.task, kind, group.error)
+                yield _failed(group.task, group.cause, group.error)

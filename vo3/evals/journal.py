@@ -35,8 +35,18 @@ def failure_of(trajectory: Trajectory) -> dict[str, str] | None:
     return trajectory.meta.get("failure")
 
 
+# Failures that tell of the storage, not of the video: with the path mended or the bucket back, the question can be asked.
+_STORAGE = ("video: missing", "video: read", "video: timeout")
+
+
+def may_be_asked(trajectory: Trajectory) -> bool:
+    """Whether the next run asks a question again that could not be asked."""
+    failure = failure_of(trajectory)
+    return failure is not None and failure["kind"] in _STORAGE
+
+
 class Journal:
-    """Trajectories of one run in one file.
+    """Trajectories of one run in one file. Opening it drops failures of the storage: their questions are asked again.
 
     A line is complete or it is not there: a torn last line, from a kill in the middle of writing, is cut off on opening, and its question
     asked again.
@@ -50,12 +60,17 @@ class Journal:
         """
         self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.trajectories, size = _read(self.path)
+        read, size = _read(self.path)
+        self.trajectories = [t for t in read if not may_be_asked(t)]
         self.done = {t.task.id for t in self.trajectories}
         self._remote = "://" in str(self.path)
         self._uploaded = time.monotonic()
         self._file = None
         if not self._remote:
+            if len(self.trajectories) < len(read):
+                text = "".join(t.dumps() + "\n" for t in self.trajectories)
+                write_atomically(self.path, text)
+                size = len(text.encode())
             self._file = open(self.path, "ab")  # noqa: SIM115 - closed in close()
             self._file.truncate(size)
 
@@ -109,9 +124,14 @@ def _read(path: epath.Path) -> tuple[list[Trajectory], int]:
 
 
 def read_parts(folder: epath.Path) -> list[Trajectory]:
-    """The trajectories of every process that wrote into `folder`, in the order of the files."""
+    """The trajectories of every process that wrote into `folder`, in the order of the files.
+
+    A failure of the storage counts only as long as nobody has asked its question again.
+    """
     files = sorted(p for p in folder.glob("trajectories*.jsonl"))
-    return [trajectory for file in files for trajectory in _read(file)[0]]
+    every = [trajectory for file in files for trajectory in _read(file)[0]]
+    asked = {t.task.id for t in every if not may_be_asked(t)}
+    return [t for t in every if t.task.id not in asked or not may_be_asked(t)]
 
 
 def check_settings(folder: epath.Path, settings: dict[str, Any]) -> None:

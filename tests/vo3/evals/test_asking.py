@@ -59,7 +59,7 @@ class StubEngine:
             videos = [threads.submit(open_video, task) for task in tasks]
         for task, video in zip(tasks, videos, strict=True):
             if video.exception() is not None:
-                yield GroupRollout(task, (), str(video.exception()))
+                yield GroupRollout(task, (), str(video.exception()), video.exception())
             else:
                 self.videos.append(video.result())
                 yield GroupRollout(task, (Rollout(eval_samples.answered(task, "B"), ()),))

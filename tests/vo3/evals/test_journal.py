@@ -8,8 +8,9 @@ import eval_samples
 import pytest
 
 from vo3.evals import journal
-from vo3.evals.journal import Journal
+from vo3.evals.journal import Journal, failed
 from vo3.train.config import ConfigError
+from vo3.trajectory import Task, Trajectory
 
 
 def answered(n: int):
@@ -96,3 +97,24 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         journal.write_atomically(path, "new")
     assert path.read_bytes() == b"old"
+
+
+def test_failures_of_the_storage_are_dropped_on_opening(tmp_path):
+    path = tmp_path / "a.jsonl"
+    task = lambda name: Task(name, "v.mp4", "what?")
+    with Journal(path) as first:
+        first.append(failed(task("a"), "video: missing", "not there"))
+        first.append(failed(task("b"), "video: corrupt", "broken"))
+        first.append(failed(task("c"), "video: timeout", "slow"))
+    with Journal(path) as again:
+        assert again.done == {"b"}
+        again.append(failed(task("a"), "video: corrupt", "broken too"))
+    lines = path.read_text().splitlines()
+    assert [Trajectory.loads(line).task.id for line in lines] == ["b", "a"]
+
+
+def test_text_that_utf_8_cannot_hold_is_kept(tmp_path):
+    with Journal(tmp_path / "trajectories.jsonl") as first:
+        first.append(failed(Task("a", "v.mp4", "what \ud83d?"), "video: corrupt", "é"))
+    (kept,) = journal.read_parts(tmp_path)
+    assert kept.task.question == "what \ud83d?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import types
 
 import eval_samples
@@ -167,6 +168,29 @@ def test_a_video_that_is_not_there_costs_its_questions_and_is_named(data, fake, 
     assert (card["videos"]["count"], card["videos"]["unread"]) == (1, 1)
     assert card["videos"]["hashes"] == {"videos/Q1w2E3.mp4": None}
     assert "2 failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_the_storage_failed_is_asked_again_and_kept_once(data, fake, tmp_path, shards):
+    for shard in range(2):  # the first run: every part
+        runner.evaluate(
+            settings(data, benchmarks="videoholmes", shards=2, shard=shard), tmp_path / "out"
+        )
+    root = tmp_path / "data"
+    shutil.copytree(data / "videoholmes", root / "videoholmes")
+    (root / "videoholmes" / "videos").mkdir(exist_ok=True)
+    shutil.copy(data / "mlvu" / "plain.mp4", root / "videoholmes" / "videos" / "Q1w2E3.mp4")
+    made = []
+    for shard in range(shards):
+        made = runner.evaluate(
+            settings(root, benchmarks="videoholmes", shards=shards, shard=shard), tmp_path / "out"
+        )
+    assert made[0]["failures"]["count"] == 0
+    asked = [name for what, name in fake.log if what == "tools"]
+    assert len(asked) == len(set(asked)) == 2
+    # Nothing is left to ask.
+    runner.evaluate(settings(root, benchmarks="videoholmes"), tmp_path / "out")
+    assert [name for what, name in fake.log if what == "tools"] == asked
 
 
 def test_other_settings_do_not_mix_with_earlier_answers(data, fake, tmp_path):
