@@ -214,8 +214,14 @@ class Trajectory:
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
     def dumps(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.to_json(), ensure_ascii=False)
+        """One line of JSON, which UTF-8 can hold whatever the texts are."""
+        data = self.to_json()
+        line = json.dumps(data, ensure_ascii=False)
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # half a surrogate pair
+            return json.dumps(data)
+        return line
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trajectory:

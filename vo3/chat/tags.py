@@ -197,6 +197,7 @@ def shortened(value: Any, limit: int = 60) -> str:
     """The value as JSON, cut so that an error turn stays short."""
     try:
         shown = json.dumps(value, ensure_ascii=False)
+        shown.encode()  # fails on half a surrogate pair, which nothing could write
     except (
         ValueError,
         RecursionError,

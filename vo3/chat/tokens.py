@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,12 +78,16 @@ class TextTokens:
     text: str
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def tokenize(text: str, tokenizer: Tokenizer, specials: Specials) -> TextTokens:
-    """Tokens of somebody's words. Text that looks like a special token stays text.
+    """Tokens of somebody's words. Text that looks like a special token stays text; half a surrogate pair, which no tokenizer takes, becomes U+FFFD.
 
     Raises:
       ValueError: the tokenizer turns text into a special token and has no unknown token to put there instead.
     """
+    text = _SURROGATE.sub("\ufffd", text)  # one for one: offsets stay
     coded = tokenizer(
         text,
         add_special_tokens=False,

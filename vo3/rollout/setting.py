@@ -15,7 +15,7 @@ from vo3.chat.positions import MropeTime
 from vo3.chat.tokens import Role, Specials, Tokenizer
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.models.safetensors_io import CheckpointError
-from vo3.rollout.errors import ContextError
+from vo3.rollout.errors import ContextError, RolloutError
 from vo3.rollout.policy import RolloutPolicy
 from vo3.trajectory import Observation, Strategy, Task, Turn
 from vo3.video import Clip, CropPolicy
@@ -117,13 +117,17 @@ class Opening:
 
         Raises:
           ContextError: it is longer than the context.
+          RolloutError: its text cannot be written in this vocabulary.
         """
         shown = setting.shown(overview, 0)
         system = Turn("system", setting.pack.system(task))
         question = Turn(
             "question", setting.pack.question(task, overview=shown), observations=(shown,)
         )
-        encoded = setting.encode([system, question])
+        try:
+            encoded = setting.encode([system, question])
+        except ValueError as error:
+            raise RolloutError(f"the question cannot be encoded: {error}") from error
         if len(encoded) + len(setting.header) >= setting.limit:
             raise ContextError(
                 f"the question takes {len(encoded)} tokens, {shown.tokens} of them the overview, and the context of "

@@ -16,6 +16,7 @@ from vo3.chat import encode
 from vo3.rollout import GroupBuckets, GroupEngine, RolloutPolicy, Sampling
 from vo3.rollout.group_programs import GroupPrograms
 from vo3.rollout.rolling import rollout_seed
+from vo3.trajectory import Trajectory
 from vo3.video import VideoError
 
 POLICY = RolloutPolicy(mode="rl", max_length=4096, reserve=64, max_new_tokens=6)
@@ -182,6 +183,15 @@ def test_a_closed_engine_opens_nothing_more(engine):
     [got] = groups.run(TASKS[:1], video, seed=3)
     assert opened == ["a"] and got.error is None
     groups.close()
+
+
+def test_half_a_surrogate_pair_ends_no_run(engine):
+    """As JSON may hold it: the question is asked with U+FFFD in its place, and the others too."""
+    tasks = [dataclasses.replace(TASKS[0], question="what \ud83d?"), TASKS[1]]
+    groups = list(engine().run(tasks, lambda task: NoiseVideo(), seed=3))
+    assert [g.error for g in groups] == [None, None]
+    for group in groups:
+        Trajectory.loads(group.rollouts[0].trajectory.dumps().encode().decode())
 
 
 def test_a_lost_overview_is_the_groups_error(engine):
