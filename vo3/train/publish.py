@@ -23,6 +23,11 @@ from vo3.train.config import AXES, ConfigError
 from vo3.train.state import Params, Trainable, build_model
 
 
+def _splitting(heads: int, devices: int) -> int:
+    """The most of a process's devices that key-value heads can be split over: more would each hold all caches."""
+    return max(n for n in range(1, devices + 1) if devices % n == 0 and heads % n == 0)
+
+
 class Publisher:
     """Makes rollout models of a run's parameters.
 
@@ -42,7 +47,8 @@ class Publisher:
         config, every = run.config, list(run.mesh.devices.flat)
         by_process = {p: [d for d in every if d.process_index == p] for p in {d.process_index for d in every}}  # fmt: skip
         local = by_process[jax.process_index()]
-        ways = config.rl.rollout.tensor or len(local)
+        heads = run.model.text.num_key_value_heads
+        ways = config.rl.rollout.tensor or _splitting(heads, len(local))
         if ways < 1 or len(local) % ways:
             raise ConfigError(
                 f"rl.rollout.tensor={ways} does not divide the {len(local)} devices of a process"

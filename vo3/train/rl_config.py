@@ -78,7 +78,7 @@ def defaults() -> ml_collections.ConfigDict:
             "max_length": 32_768,
             "max_videos": 12,
             "reserve": -1,  # tokens kept free at the end; -1: as RolloutPolicy says
-            "tensor": 0,  # devices of a process that share the policy's weights; 0: all
+            "tensor": 0,  # devices of a process that share the policy's weights; 0: as many as its key-value heads can be split over
             "slots": 2,  # groups under way at a time, on each such set of devices
             "lanes": 1,  # batches that the slots are dealt out to and that take turns on the device
             "workers": 8,  # videos that a process reads at a time

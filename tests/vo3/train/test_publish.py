@@ -10,7 +10,7 @@ from flax import nnx
 from configs import rl_clueworld
 from vo3.models import hf_io
 from vo3.train.config import ConfigError, override
-from vo3.train.publish import Publisher
+from vo3.train.publish import Publisher, _splitting
 from vo3.train.sharding import make_mesh
 from vo3.train.state import trainable
 
@@ -60,6 +60,16 @@ def test_a_mesh_is_resharded_and_cast_without_the_host():
     assert not any(value.is_deleted() for value in params.values())
     # The next model is made as the first one was.
     publish(*run.split(params))
+
+
+def test_weights_are_shared_by_as_many_devices_as_heads_can_be_split_over():
+    """More would hold all caches each. The tiny model has two key-value heads; Qwen2.5-VL-7B four."""
+    run = laid_out(8)
+    heads = run.model.text.num_key_value_heads
+    assert heads == 2
+    assert Publisher(run).mesh.shape["tensor"] == heads
+    assert [_splitting(4, n) for n in (1, 4, 8)] == [1, 4, 4]
+    assert _splitting(2, 4) == 2 and _splitting(4, 3) == 1
 
 
 def test_devices_must_divide():
