@@ -10,6 +10,7 @@ overview is as large as its quota allows and the context full, whatever the numb
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from vo3.evals import config as config_lib
 from vo3.models import NAMES, CheckpointError, hf_io
 from vo3.models.hf_table import default_sharding
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from vo3.rollout.buckets import Buckets, GroupBuckets, smallest
+from vo3.rollout.buckets import PROMPT, Buckets, GroupBuckets, smallest
 from vo3.rollout.group_programs import GroupPrograms
 from vo3.rollout.programs import Programs
 from vo3.rollout.setting import longest
@@ -47,9 +48,6 @@ from vo3.train.chips import GIB, Chip
 from vo3.train.config import ConfigError, parse_flags
 from vo3.train.program_memory import Part, compiled, table
 from vo3.video import CropPolicy
-
-# Assumed of the tokens around the overview: system turn, question, options.
-PROMPT = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +124,7 @@ def check(config: ml_collections.ConfigDict, topology: str) -> AskReport:
     crop = config_lib.crop_policy(config, own, architecture.vision.token_size)
     overview = min(crop.overview_quota, context - PROMPT)
     batched = spread or config.batch > 1
-    plan = _groups if batched else _one
+    plan = functools.partial(_groups, crop) if batched else _one
     with tuning.target(tuning.DEVICE_KINDS[devices[0].device_kind]):
         cache, programs = plan(model, config, context, overview, devices[0])
         parts = []
@@ -211,6 +209,7 @@ def _one(
 
 
 def _groups(
+    crop: CropPolicy,
     model: Qwen2_5_VL,
     config: ml_collections.ConfigDict,
     context: int,
@@ -218,7 +217,7 @@ def _groups(
     device: jax.Device,
 ) -> tuple[float, Iterator[Planned]]:
     """The engine for many questions. Bytes of all caches at their largest, and the programs."""
-    sizes = GroupBuckets().limit(context)
+    sizes = GroupBuckets().showing(crop).limit(context)
     programs = GroupPrograms(model, groups=config.batch, leaves=1)
     largest = {
         "tokens": sizes.tokens[-1],

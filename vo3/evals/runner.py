@@ -27,7 +27,7 @@ from vo3.evals import cards, fingerprint, report
 from vo3.evals import config as config_lib
 from vo3.evals.asking import Asked, Asker, EngineAsker, GroupAsker
 from vo3.evals.benchmarks import BENCHMARKS, Benchmark, Read
-from vo3.evals.journal import Journal, check_settings, part_name, read_parts
+from vo3.evals.journal import Journal, check_settings, may_be_asked, part_name, read_parts
 from vo3.evals.judge import JudgeError
 from vo3.evals.modes import Mode, one_turn, prepare
 from vo3.evals.progress import Progress
@@ -147,7 +147,7 @@ def run_job(
     with Journal(folder / part_name(config.shard, config.shards)) as journal:
         progress.start(job.benchmark.title, job.mode.key, len(by_id))
         # Of other processes too: the number of parts may have been another when a line was written.
-        known = {t.task.id: t for t in read_parts(folder)}
+        known = {t.task.id: t for t in read_parts(folder) if not may_be_asked(t)}
         for name in known.keys() & by_id.keys():
             progress.add(grade(by_id[name], known[name], job.benchmark.scorer, judge))
         todo = [
@@ -251,6 +251,7 @@ def _judge(config: ml_collections.ConfigDict, workdir: epath.Path) -> Any:
 
 def askers(modes: Sequence[Mode], model: Any, config: ml_collections.ConfigDict) -> Iterator[Asker]:
     """An asker for each mode; engines share what they have compiled."""
+    from vo3.rollout.buckets import GroupBuckets
     from vo3.rollout.engine import Engine
     from vo3.rollout.groups import GroupEngine
 
@@ -265,7 +266,12 @@ def askers(modes: Sequence[Mode], model: Any, config: ml_collections.ConfigDict)
         }
         if batched:
             groups = GroupEngine(
-                model, slots=config.batch, rollouts=1, timeout_s=config.time_limit, **given
+                model,
+                buckets=GroupBuckets().showing(mode.crop),
+                slots=config.batch,
+                rollouts=1,
+                timeout_s=config.time_limit,
+                **given,
             )
             programs = groups.programs
             yield GroupAsker(groups, **asker)

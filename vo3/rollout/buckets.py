@@ -6,6 +6,15 @@ import dataclasses
 import functools
 
 from vo3.rollout.errors import BucketError
+from vo3.video import CropPolicy
+
+# Assumed of the tokens around an overview: system turn, question, options.
+PROMPT = 1024
+# Of what stands around a picture that is shown by itself.
+_MARKS = 16
+# Slots that the TPU kernels read at a time. Caches of another size would be copied into one of this kind in every layer, for every token;
+# small ones are not worth the slots.
+_BLOCK, _SMALL = 512, 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +41,10 @@ class Buckets:
             raise ValueError(f"Buckets.patches must be multiples of 4, got {self.patches}")
 
     def limit(self, max_length: int) -> Buckets:
-        """The table with capacities up to `max_length`, which is the largest of them."""
-        smaller = tuple(size for size in self.capacity if size < max_length)
-        return dataclasses.replace(self, capacity=(*smaller, max_length))
+        """The table with capacities up to the first that holds `max_length` tokens and that kernels read as it lies."""
+        most = _aligned(max_length)
+        smaller = tuple(size for size in self.capacity if size < most)
+        return dataclasses.replace(self, capacity=(*smaller, most))
 
     def split(self, tokens: int) -> tuple[int, ...]:
         """Buckets that hold `tokens` new tokens, the padding at the end of the last one."""
@@ -81,10 +91,23 @@ class GroupBuckets:
         return buckets or cls()
 
     def limit(self, max_length: int) -> GroupBuckets:
-        """The table with capacities up to `max_length`; the largest suffix holds whatever a context has room for."""
-        below = lambda table: tuple(size for size in table if size < max_length)
-        prefix = self.prefix if self.prefix[-1] < max_length else (*below(self.prefix), max_length)
-        return dataclasses.replace(self, prefix=prefix, suffix=(*below(self.suffix), max_length))
+        """The table with capacities up to `max_length`, as `Buckets.limit`; the largest suffix holds whatever a context has room for."""
+        most = _aligned(max_length)
+        below = lambda table: tuple(size for size in table if size < most)
+        prefix = self.prefix if self.prefix[-1] < most else (*below(self.prefix), most)
+        return dataclasses.replace(self, prefix=prefix, suffix=(*below(self.suffix), most))
+
+    def showing(self, crop: CropPolicy) -> GroupBuckets:
+        """The table with a prefix that holds the overviews of a crop policy and a question."""
+        marks = _MARKS * crop.max_frames if crop.frames_per_patch == 1 else 0
+        need = _aligned(crop.overview_quota + marks + PROMPT)
+        more = () if need <= self.prefix[-1] else (need,)
+        return dataclasses.replace(self, prefix=(*self.prefix, *more))
+
+
+def _aligned(slots: int) -> int:
+    """At least so many, and whole blocks of the kernels where they are many."""
+    return slots if slots <= _SMALL else -(-slots // _BLOCK) * _BLOCK
 
 
 def smallest(size: int, table: tuple[int, ...], *, what: str) -> int:

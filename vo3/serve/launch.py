@@ -180,7 +180,7 @@ def engine_of(
             model,
             pack=pack,
             policy=policy,
-            buckets=GroupBuckets(),
+            buckets=GroupBuckets().showing(own_crop(model, policy.dialect)),
             slots=limits.slots,
             rollouts=1,
             timeout_s=limits.read_s,

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vo3.rollout.buckets import _CALL, Buckets, smallest
+from vo3.rollout.buckets import _CALL, PROMPT, Buckets, GroupBuckets, smallest
 from vo3.rollout.errors import BucketError
 from vo3.rollout.kv_cache import PrefixStore, prefix_key
+from vo3.rollout.policy import RolloutPolicy
+from vo3.video import CropPolicy, plan_clip
 
 TABLE = (16, 64, 256)
 
@@ -44,8 +46,30 @@ def test_long_prompts_take_the_largest_bucket_first():
 
 def test_capacities_end_at_the_context():
     assert Buckets(capacity=(1024, 4096)).limit(3000).capacity == (1024, 3000)
-    assert Buckets(capacity=(1024, 4096)).limit(9000).capacity == (1024, 4096, 9000)
+    assert Buckets(capacity=(1024, 4096)).limit(9000).capacity == (1024, 4096, 9216)
     assert Buckets(capacity=(1024, 4096)).limit(1024).capacity == (1024,)
+
+
+def test_long_contexts_take_whole_blocks_of_the_kernels():
+    """Another size would be copied in every layer for every token."""
+    assert Buckets(capacity=(1024,)).limit(20_000).capacity == (1024, 20_480)
+    groups = GroupBuckets(prefix=(512, 20_480), suffix=(512, 32_768)).limit(20_000)
+    assert (groups.prefix, groups.suffix) == ((512, 20_480), (512, 20_480))
+    assert GroupBuckets().limit(52_384).suffix[-1] == 52_736
+    assert Buckets().limit(4000).capacity[-1] == 4000  # small ones are padded at little cost
+
+
+def test_a_prefix_holds_the_overviews_that_a_crop_policy_makes():
+    for recipe in ("rl", "eval", "sft", "videozoomer"):
+        assert GroupBuckets().showing(CropPolicy(recipe=recipe)) == GroupBuckets()
+    longvt = CropPolicy(recipe="longvt")
+    shown = plan_clip(fps=30, frames=1800 * 30, height=720, width=1280, policy=longvt)
+    assert shown.tokens > GroupBuckets().prefix[-1]
+    context = RolloutPolicy(dialect="longvt").limits.max_length
+    table = GroupBuckets().showing(longvt).limit(context)
+    assert table.prefix[:-1] == GroupBuckets().prefix
+    assert table.prefix[-1] >= shown.tokens + 2 * longvt.max_frames + PROMPT
+    assert table.prefix[-1] % 512 == 0
 
 
 def test_too_large():
