@@ -167,7 +167,10 @@ def choose(implementation: Implementation | None, unsupported: str | None = None
         raise ValueError(f"implementation is {implementation!r}; wanted one of {IMPLEMENTATIONS}")
     if implementation not in (None, "auto"):
         return implementation
-    device = tuning.current_device()
+    try:
+        device = tuning.current_device()
+    except NotImplementedError as error:  # a TPU of a kind not known here
+        device, unsupported = "tpu", str(error)
     chosen = "xla" if device is None or unsupported else "splash"
     message = f"attention: implementation {chosen!r} on {device or jax.default_backend()!r}"
     if device is not None and unsupported:

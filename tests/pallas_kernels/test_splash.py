@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -334,6 +335,16 @@ def test_auto_picks_by_platform_and_logs_once(caplog):
         assert api.choose(None) == "splash"
         assert api.choose(None, "head dim is 48") == "xla"
         assert api.choose("splash", "head dim is 48") == "splash"
+
+
+def test_a_tpu_that_is_not_known_runs_xla_unless_the_kernel_was_named(monkeypatch):
+    kind = types.SimpleNamespace(device_kind="TPU v3")
+    monkeypatch.setattr(tuning.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(tuning.jax, "devices", lambda: [kind])
+    assert api.choose(None) == "xla"
+    assert api.choose("splash") == "splash"
+    with pytest.raises(NotImplementedError, match="'TPU v3' is not known"):
+        tpu.device_tuning()
 
 
 def test_what_the_kernel_cannot_do_falls_to_xla_only_when_left_open(caplog, interpret):
