@@ -260,3 +260,18 @@ def test_contradictory_fields_are_refused(change, message):
         Qwen2_5_VLConfig.tiny(**copy.deepcopy(change))
     with pytest.raises(ValueError, match="layout"):
         Qwen2_5_VLConfig.tiny().to_hf(layout="deep")
+
+
+@pytest.mark.parametrize("given", [4, None])
+def test_another_rate_of_positions_is_named(given, caplog):
+    """transformers multiplies times by it, and takes 4 where the file lacks it."""
+    data = published("7B")
+    data["vision_config"].pop("tokens_per_second")
+    if given is not None:
+        data["vision_config"]["tokens_per_second"] = given
+    config = Qwen2_5_VLConfig.from_hf(data)
+    assert "tokens_per_second is 4" in caplog.text
+    assert config.to_hf()["vision_config"]["tokens_per_second"] == 4
+    caplog.clear()
+    Qwen2_5_VLConfig.from_hf(published("7B"))
+    assert not caplog.records

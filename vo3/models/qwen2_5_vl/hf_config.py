@@ -8,10 +8,14 @@ that library's defaults, so those defaults are part of the format and stand here
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from vo3.chat.positions import TOKENS_PER_SECOND
 from vo3.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+
+_log = logging.getLogger(__name__)
 
 Layout = Literal["flat", "nested"]
 
@@ -146,11 +150,19 @@ def from_hf(data: Mapping[str, Any], **options: Any) -> Qwen2_5_VLConfig:
     tied = bool(data.get("tie_word_embeddings", False)) or bool(
         text.get("tie_word_embeddings", False)
     )
+    fields = _fields(vision, "vision_config", _VISION_REQUIRED, _VISION_DEFAULTS)
+    if fields["tokens_per_second"] != TOKENS_PER_SECOND:
+        _log.warning(
+            "vision_config.tokens_per_second is %s (4 where the file lacks it); M-RoPE positions here have %s a second, as the published "
+            "checkpoints: another model than transformers runs, unless it was trained so",
+            fields["tokens_per_second"],
+            TOKENS_PER_SECOND,
+        )
     # The end tokens of nested files stand in text_config, those of flat files at the top.
     ends = {name: _tuple(text.get(name, data.get(name))) for name in _END_TOKENS}
     return Qwen2_5_VLConfig(
         text=_text(text, "text_config" if nested else "config.json"),
-        vision=VisionConfig(**_fields(vision, "vision_config", _VISION_REQUIRED, _VISION_DEFAULTS)),
+        vision=VisionConfig(**fields),
         **{name: int(data.get(name, default)) for name, default in _MEDIA_TOKENS.items()},
         tie_word_embeddings=tied,
         **ends,
