@@ -46,14 +46,18 @@ def may_be_asked(trajectory: Trajectory) -> bool:
 
 
 class Journal:
-    """Trajectories of one run in one file. Opening it drops failures of the storage: their questions are asked again.
+    """Trajectories of one run in one file.
 
     A line is complete or it is not there: a torn last line, from a kill in the middle of writing, is cut off on opening, and its question
     asked again.
     """
 
-    def __init__(self, path: epath.PathLike):
+    def __init__(self, path: epath.PathLike, *, again: bool = False):
         """Opens or creates the file.
+
+        Args:
+          path: of the file.
+          again: whether to drop what `may_be_asked` again, from the file too.
 
         Raises:
           ValueError: a line in the middle is no trajectory.
@@ -61,7 +65,7 @@ class Journal:
         self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         read, size = _read(self.path)
-        self.trajectories = [t for t in read if not may_be_asked(t)]
+        self.trajectories = [t for t in read if not (again and may_be_asked(t))]
         self.done = {t.task.id for t in self.trajectories}
         self._remote = "://" in str(self.path)
         self._uploaded = time.monotonic()

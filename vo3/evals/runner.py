@@ -144,7 +144,7 @@ def run_job(
     hashes: dict[Any, str | None] = {}
     mine = by_video(job.questions)[config.shard :: config.shards]
     by_id = {q.id: q for group in mine for q in group}
-    with Journal(folder / part_name(config.shard, config.shards)) as journal:
+    with Journal(folder / part_name(config.shard, config.shards), again=True) as journal:
         progress.start(job.benchmark.title, job.mode.key, len(by_id))
         # Of other processes too: the number of parts may have been another when a line was written.
         known = {t.task.id: t for t in read_parts(folder) if not may_be_asked(t)}
