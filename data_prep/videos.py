@@ -11,9 +11,8 @@ from etils import epath
 from data_prep.models.base import ModelError
 from data_prep.schema import VideoInfo
 from vo3.video import VideoCrop, VideoError
+from vo3.video.errors import STORAGE
 
-# Kinds of `VideoError` that tell of the storage, not of the video.
-STORAGE = ("missing", "read", "timeout")
 _SAMPLE = 1 << 16  # bytes hashed at each end of a file
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_prep.jsonish import clock_text
 from data_prep.models.base import Media, ModelError
-from data_prep.videos import STORAGE
 from vo3.video import CropPolicy, VideoCrop, VideoError
+from vo3.video.errors import STORAGE
 
 # Videos decoded at once. FFmpeg has threads of its own; more at once only makes each slower, up to VideoCrop's time limit.
 AT_ONCE = max(2, (os.cpu_count() or 1) // 2)

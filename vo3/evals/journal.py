@@ -12,6 +12,7 @@ from etils import epath
 
 from vo3.train.config import ConfigError
 from vo3.trajectory import Task, Trajectory
+from vo3.video.errors import STORAGE
 
 FILE = "trajectories.jsonl"
 SETTINGS = "settings.json"
@@ -35,14 +36,10 @@ def failure_of(trajectory: Trajectory) -> dict[str, str] | None:
     return trajectory.meta.get("failure")
 
 
-# Failures that tell of the storage, not of the video: with the path mended or the bucket back, the question can be asked.
-_STORAGE = ("video: missing", "video: read", "video: timeout")
-
-
 def may_be_asked(trajectory: Trajectory) -> bool:
-    """Whether the next run asks a question again that could not be asked."""
+    """Whether the next run asks a question again that could not be asked: the storage failed, not the video."""
     failure = failure_of(trajectory)
-    return failure is not None and failure["kind"] in _STORAGE
+    return failure is not None and failure["kind"] in [f"video: {kind}" for kind in STORAGE]
 
 
 class Journal:

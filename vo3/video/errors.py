@@ -37,6 +37,8 @@ VideoErrorKind = Literal[
     "timeout",
 ]
 KINDS: tuple[VideoErrorKind, ...] = get_args(VideoErrorKind)
+# Those that tell of the storage, not of the video: with the path mended or the bucket back, it can be read.
+STORAGE: tuple[VideoErrorKind, ...] = ("missing", "read", "timeout")
 
 
 class VideoError(Exception):
