@@ -46,9 +46,13 @@ def answered_segment(text: str) -> Interval | None:
     """
     given = last_answer(text)
     pair = segment_pair(given) if given is not None else None
-    if pair is None or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in pair):
+    if pair is None or not all(isinstance(x, (int, float)) for x in pair):
         return None
-    return Interval(float(pair[0]), float(pair[1]))
+    try:
+        start, end = map(float, pair)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return Interval(start, end) if math.isfinite(start) and math.isfinite(end) else None
 
 
 def segment_pair(content: str) -> list | None:

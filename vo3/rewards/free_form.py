@@ -7,6 +7,7 @@ it runs in worker processes with a wall clock, and a worker that does not answer
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import queue
 import re
@@ -65,7 +66,7 @@ def numeric(given: str, truth: str, *, time_limit: float = 5.0, workers: int = 1
         return 0.0
     plain = _plain_number(given), _plain_number(truth)
     if None not in plain:
-        return float(abs(plain[0] - plain[1]) <= 1e-6 * max(1.0, abs(plain[1])))
+        return float(math.isclose(*plain, rel_tol=1e-6) and all(map(math.isfinite, plain)))
     return float(_pool(workers).equal(given, truth, time_limit))
 
 

@@ -299,7 +299,9 @@ def resolve(
             config.steps = config.epochs * steps_per_epoch
         if config.steps:
             warmup = warmup_steps(config, config.steps)
-            if warmup >= config.steps > 1:
+            if 0 < config.optim.warmup < 1:  # a share: a run of one step has none
+                warmup = min(warmup, config.steps - 1)
+            if warmup >= config.steps:
                 raise ConfigError(
                     f"optim.warmup of {warmup} steps does not fit a run of {config.steps}; lower optim.warmup"
                 )

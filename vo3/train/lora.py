@@ -71,12 +71,16 @@ def add_adapters(
 
 
 def merge_adapters(params: dict[str, Any], *, rank: int, alpha: float) -> dict[str, Any]:
-    """Parameters by path with every adapter added to its kernel in f32 and left out."""
+    """Parameters by path with every adapter added to its kernel and left out.
+
+    Such a kernel comes in the adapters' dtype where that is wider: what a short run adds is mostly less than half a step of bfloat16.
+    """
     merged = {name: value for name, value in params.items() if not ADAPTERS.search(name)}
     for name in [n for n in params if n.endswith(".lora_a")]:
         base = name.removesuffix("lora_a")
         kernel = merged[f"{base}kernel"]
         a, b = (params[f"{base}lora_{x}"].astype(jnp.float32) for x in "ab")
         change = (a @ b) * jnp.float32(alpha / rank)
-        merged[f"{base}kernel"] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+        wider = jnp.promote_types(kernel.dtype, params[f"{base}lora_a"].dtype)
+        merged[f"{base}kernel"] = (kernel.astype(jnp.float32) + change).astype(wider)
     return merged

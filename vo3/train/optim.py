@@ -28,7 +28,7 @@ def schedule(kind: str, peak: float, *, steps: int, warmup: int) -> optax.Schedu
 
 
 def muon_dimensions(params: Any) -> Any:
-    """Muon for the matrices inside layers ([in, out] or stacked [layers, in, out]); AdamW (None) for the rest."""
+    """Muon for matrices ([in, out] or stacked [layers, in, out], also those of the patches, the merger and an untied output); AdamW (None) for the rest: embeddings, norms, biases."""
 
     def numbers(path, leaf):
         is_matrix = jax.tree_util.keystr(path).find("kernel") >= 0 and leaf.ndim in (2, 3)
@@ -65,6 +65,7 @@ def make_optimizer(
         core = contrib.muon(
             rate,
             weight_decay=weight_decay,
+            adam_weight_decay=weight_decay,
             adam_b1=betas[0],
             adam_b2=betas[1],
             eps=eps,

@@ -244,7 +244,11 @@ def _bad_values(rl: ml_collections.ConfigDict) -> Iterable[str]:
             break  # said above
         if len(shape) == 3 and (shape[0] % rl.align or shape[1] % 4):
             yield f"rl.shapes: {shape} needs tokens in multiples of rl.align={rl.align} and patches of 4"
-    for name, share in rl.mix:
+    for pair in rl.mix:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            yield f"rl.mix={rl.mix!r}: {pair!r} is no pair of a quadrant and its share; one pair alone is (('NAME', 0.5),)"
+            continue
+        name, share = pair
         if not (isinstance(share, int | float) and share >= 0 and math.isfinite(share)):
             yield f"rl.mix: {name!r} has the share {share!r}"
     world = rl.clueworld

@@ -43,7 +43,7 @@ def test_rouge_lies_between_0_and_1(a, b):
 
 @pytest.mark.parametrize(
     ("given_", "truth", "same"),
-    [("1,000", "1e3", 1), ("3.0", "3", 1), ("-2", "2", 0), ("12,34", "1234", 0), ("7" * 500, "7", 0), ("e5", "5", 0)],
+    [("1,000", "1e3", 1), ("3.0", "3", 1), ("-2", "2", 0), ("12,34", "1234", 0), ("7" * 500, "7", 0), ("e5", "5", 0), ("3e-7", "1.2e-7", 0), ("0", "5e-7", 0), ("1.0000001", "1", 1), ("1e999", "1e999", 0)],
 )  # fmt: skip
 def test_plain_numbers_need_no_worker(monkeypatch, given_, truth, same):
     monkeypatch.setattr(Pool, "equal", lambda *_: False)

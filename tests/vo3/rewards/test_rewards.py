@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vo3.rewards import RewardPolicy, Target, score, score_row, target_from_row
+from vo3.rewards.answer import answered_segment
 from vo3.rewards.format import block_content, call_faults
 from vo3.rewards.grounding import Interval, merge, overlap
 from vo3.trajectory import Clue, Task, Trajectory, Turn
@@ -180,6 +181,7 @@ def test_windows_without_a_finite_length():
             if math.isinf(bad):
                 assert got.grounding < 0.6
     assert score_row(row(), [call(10, 10**400), answer()]).grounding == 0
+    assert answered_segment(f'<answer>{{"temporal_segment": [0, {10**400}]}}</answer>') is None
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,14 @@ def test_a_pattern_that_matches_nothing_is_an_error():
         layout(**LORA, **{"lora.targets": "nothing"})
 
 
+def test_what_a_short_run_adds_is_not_rounded_away():
+    kernel = jax.random.normal(jax.random.key(0), (64, 64), jnp.bfloat16)
+    a, b = (1e-3 * jax.random.normal(jax.random.key(i), s) for i, s in ((1, (64, 2)), (2, (2, 64))))
+    params = {"q.kernel": kernel, "q.lora_a": a, "q.lora_b": b}
+    merged = merge_adapters(params, rank=2, alpha=2.0)["q.kernel"]
+    np.testing.assert_allclose(merged - kernel.astype(jnp.float32), a @ b, atol=1e-6)
+
+
 def test_adapters_in_half_precision_over_a_base_of_the_computations_dtype():
     run = layout(**LORA, dtype="bfloat16")
     assert {str(s.dtype) for s in run.part(frozen=True).values()} == {"bfloat16"}

@@ -103,6 +103,17 @@ def test_muon_takes_matrices_and_adamw_the_rest():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_all_that_is_trained_decays(name):
+    params = {"kernel": jnp.ones((2, 6, 4)), "scale": jnp.ones((4,))}
+    optimizer = make_optimizer(name, lambda _: 0.1, weight_decay=0.5)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -0.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizers_go_downhill(name):
     target = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4)), jnp.float32)
     params = {"kernel": jnp.zeros_like(target), "bias": jnp.zeros((4,))}

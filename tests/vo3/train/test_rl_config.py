@@ -72,6 +72,7 @@ def test_configs_resolve_and_their_docstring_is_the_command(name):
         ({"rl.reward.free_form": "exact"}, "unknown free_form"),
         ({"rl.when_short": "wait"}, "one of stop, train"),
         ({"rl.mix": (("a", -1.0),)}, "has the share -1.0"),
+        ({"rl.mix": ("a", 0.5)}, "'a' is no pair of a quadrant and its share"),
         ({"tdam.policy": "turn", "tdam.mask_ratio": 0.1}, "is of fine-tuning"),
         ({"data.clip_cache": "x"}, "leave them empty"),
         ({"data.source": "tfds"}, "use 'rows' or 'clueworld'"),

@@ -134,6 +134,12 @@ def test_resolving_fills_in_what_follows():
     assert c.to_text(c.resolve(done, devices=16, steps_per_epoch=1)) == c.to_text(done)
 
 
+def test_a_run_of_one_step_has_no_share_of_warm_up():
+    assert c.resolve(config(**{"steps": 1, "optim.warmup": 0.1}), devices=1).optim.warmup == 0
+    with pytest.raises(ConfigError, match="does not fit a run of 1; lower"):
+        c.resolve(config(**{"steps": 1, "optim.warmup": 1.0}), devices=1)
+
+
 @pytest.mark.parametrize(
     ("warmup", "steps", "expected"),
     [(0.1, 10, 1), (0.1, 11, 2), (0.0, 9, 0), (7.0, 9, 7), (0.3, 10, 3)],
