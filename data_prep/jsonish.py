@@ -65,7 +65,13 @@ def parse_reply(text: str, schema: Mapping[str, Any], *, cut: bool = False) -> P
         value, repaired = {names[0]: value}, _also(repaired, "bare list")
     if wrong := violations(value, schema):
         raise ReplyError("schema", f"the reply does not fit: {wrong[0]}")
-    return Parsed(value, repaired)
+    return Parsed(_encodable(value), repaired)
+
+
+def _encodable(value: Any) -> Any:
+    """The value, half a surrogate pair (an escaped emoji that was cut) replaced by a question mark: no file or database takes it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return value if text.isascii() else json.loads(text.encode("utf-8", "replace"))
 
 
 def _find(text: str) -> tuple[Any, str] | None:
@@ -168,7 +174,11 @@ def seconds(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return float(value) if math.isfinite(value) and value >= 0 else None
+        try:
+            given = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            return None
+        return given if math.isfinite(given) and given >= 0 else None
     if not isinstance(value, str):
         return None
     text = value.strip()

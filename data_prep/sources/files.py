@@ -21,6 +21,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,10 +34,10 @@ from vo3.data.files import RowFiles
 from vo3.trajectory import Clue
 
 _CHARADES = re.compile(r"^(\S+)\s+(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)##(.+)$")
-_OPTION = re.compile(r"^\s*\(?([A-H])[.):]\s*(.+?)\s*$")
+_OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.+?)\s*$")
 _MARKS = re.compile(r"<(?:image|video)>\s*")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_LETTERS = "ABCDEFGH"
+_LETTERS = string.ascii_uppercase
 
 
 class SourceError(ValueError):
@@ -50,19 +51,19 @@ def _fail(path: Any, where: Any, reason: str) -> SourceError:
 def split_options(text: str) -> tuple[str, dict[str, str] | None]:
     """A question with its options inside, as (question, options). Options are the last lines that read A., B., ... in order."""
     lines = [line for line in _MARKS.sub("", text).split("\n") if line.strip()]
-    options: dict[str, str] = {}
-    first = len(lines)
+    lists: list[tuple[int, dict[str, str]]] = []
     for number, line in enumerate(lines):
         match = _OPTION.match(line)
-        if match and match[1] == _LETTERS[len(options)]:
-            first = number if not options else first
-            options[match[1]] = match[2]
-        elif options:
-            # A line after the options ("Answer with the letter.") is an instruction, not part of the question.
-            continue
+        if match and match[1] == "A":
+            lists.append((number, {"A": match[2]}))
+        elif match and lists and match[1] == _LETTERS[len(lists[-1][1]) % len(_LETTERS)]:
+            lists[-1][1][match[1]] = match[2]
+        # Another line after the options ("Answer with the letter.") is an instruction, not part of the question.
+    # A list before the last one is part of the question.
+    first, options = next((x for x in reversed(lists) if len(x[1]) > 1), (len(lines), None))
     question = "\n".join(lines[:first]).strip()
     question = re.sub(r"\n?\s*(?:options|choices)\s*:?\s*$", "", question, flags=re.IGNORECASE)
-    return question, options if len(options) > 1 else None
+    return question, options
 
 
 def _lettered(choices: Any) -> dict[str, str]:

@@ -90,6 +90,16 @@ def test_times(value, wanted):
     assert seconds(value) == wanted
 
 
+def test_whole_numbers_that_no_float_holds_are_no_times():
+    assert seconds(10**400) is None
+
+
+def test_half_a_surrogate_pair_is_replaced_and_can_be_stored():
+    schema = {"type": "object", "properties": {"q": {"type": "string"}}}
+    value = parse_reply('{"q": "caf\\u00e9 \\ud83d"}', schema).value
+    assert value == {"q": "caf\u00e9 ?"} and value["q"].encode()
+
+
 def test_reversed_times_are_swapped_and_named():
     assert interval(["1:23", "0:40"]) == (40.0, 83.0, "reversed times")
     assert interval([1, 2]) == (1.0, 2.0, "")

@@ -144,6 +144,11 @@ def test_options_inside_a_question():
     )
     assert split_options("Why?\nOptions:\n(A) x\n(B) y") == ("Why?", {"A": "x", "B": "y"})
     assert split_options("Plain?") == ("Plain?", None)
+    events = "Events:\nA. rain\nB. sun\nWhich order?"
+    assert split_options(f"{events}\nA. AB\nB. BA") == (events, {"A": "AB", "B": "BA"})
+    ten = {letter: letter.lower() for letter in "ABCDEFGHIJ"}
+    lines = "\n".join(f"{letter}. {text}" for letter, text in ten.items())
+    assert split_options(f"Which?\n{lines}\nA. only") == ("Which?", ten)
 
 
 def test_clueworld_triplets_follow_from_their_ids():

@@ -377,13 +377,14 @@ def _video(value: Any, where: str, id_: str, root: epath.PathLike | None) -> str
     if isinstance(value, (list, tuple)):
         if not value or not all(isinstance(part, str) and part for part in value):
             raise RowError(id_, "videos", f"{where} is not a list of frame files")
-        return tuple(_under(part, root) for part in value)
+        return tuple(under(part, root) for part in value)
     if not isinstance(value, str) or not value.strip():
         raise RowError(id_, "videos", f"{where} names no video: {value!r}")
-    return _under(value, root)
+    return under(value, root)
 
 
-def _under(path: str, root: epath.PathLike | None) -> str:
+def under(path: str, root: epath.PathLike | None) -> str:
+    """A video's path under the folder that relative ones start from; absolute ones and addresses (gs://) stay as they are."""
     if root is None or "://" in path or os.path.isabs(path):
         return path
     return os.fspath(epath.Path(root) / path)

@@ -172,7 +172,7 @@ def target_from_row(row: Mapping[str, Any]) -> Target:
     for i, clue in enumerate(solution.get("clue") or ()):
         try:
             start, end = (float(x) for x in clue["timestamp"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{name}: solution.clue[{i}].timestamp must be two seconds, got {clue!r}"
             ) from error

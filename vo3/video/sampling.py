@@ -116,7 +116,7 @@ def check_window(window: tuple[float, float]) -> tuple[float, float]:
     """
     try:
         start, end = (float(t) for t in window)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise VideoError(
             "window", f"the window {window!r} is not two numbers", "give two times in seconds"
         ) from None

@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from vo3.data.seeker import under
 from vo3.trajectory import SCHEMA_VERSION, Trajectory
 from vo3.video import Clip, VideoCrop, VideoError
 from vo3.viewer import browser
@@ -44,13 +45,10 @@ def clips_of(trajectory: Trajectory, *, videos: epath.PathLike | None = None) ->
     """
     task = trajectory.task
     source: str | list[str] = task.video if isinstance(task.video, str) else list(task.video)
-    if videos is not None:
-        root = os.fspath(videos)
-        source = (
-            os.path.join(root, source)
-            if isinstance(source, str)
-            else [os.path.join(root, p) for p in source]
-        )
+    if isinstance(source, str):
+        source = under(source, videos)
+    else:
+        source = [under(path, videos) for path in source]
     video = VideoCrop(source, frame_fps=task.frame_fps)
     return {o.index: video.show(o) for o in trajectory.observations if o.media != "image"}
 

@@ -42,9 +42,13 @@ RIGHT_IOU = 0.5
 def answered_window(trajectory: Trajectory) -> Interval | None:
     """The time window that was answered, ends in order; None where the answer is no window."""
     pair = None if trajectory.answer is None else segment_pair(trajectory.answer)
-    if pair is None or not all(isinstance(x, int | float) and math.isfinite(x) for x in pair):
+    if pair is None or not all(isinstance(x, int | float) for x in pair):
         return None
-    return Interval(*sorted(map(float, pair)))
+    try:
+        start, end = sorted(map(float, pair))
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return Interval(start, end) if math.isfinite(start) and math.isfinite(end) else None
 
 
 def window_iou(trajectory: Trajectory) -> float | None:

@@ -250,6 +250,10 @@ def test_weights_and_decay():
             lambda: target_from_row({**row(), "solution": {"clue": [{"timestamp": [1]}]}}),
             "two seconds",
         ),
+        (
+            lambda: target_from_row({**row(), "solution": {"clue": [{"timestamp": [1, 10**400]}]}}),
+            "two seconds",
+        ),
     ],
 )
 def test_bad_input(make, message):

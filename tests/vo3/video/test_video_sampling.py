@@ -414,7 +414,7 @@ def test_any_size_fits(height, width, upper, share, unit):
 @pytest.mark.parametrize(
     ("window", "says"),
     [((float("nan"), 3), "finite"), ((1, float("inf")), "finite"), ((5, 2), "before it starts"), ((3, 3), "before"),
-     (("a", 3), "two numbers"), ((None, 3), "two numbers"), ((1, 2, 3), "two numbers")],
+     (("a", 3), "two numbers"), ((None, 3), "two numbers"), ((1, 2, 3), "two numbers"), ((0, 10**400), "two numbers")],
 )  # fmt: skip
 def test_windows_that_are_none(window, says):
     with pytest.raises(VideoError, match=says) as error:

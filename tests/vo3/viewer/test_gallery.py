@@ -59,6 +59,9 @@ def test_relative_paths_start_from_the_root(asked, mp4):
     assert len(gallery.clips_of(relative, videos=folder)) == 2
     with pytest.raises(VideoError):
         gallery.clips_of(relative, videos=folder + "/elsewhere")
+    for whole in (mp4, f"file://{mp4}"):
+        named = dataclasses.replace(asked, task=dataclasses.replace(asked.task, video=whole))
+        assert len(gallery.clips_of(named, videos="/elsewhere")) == 2
 
 
 def test_a_broken_line_costs_that_line_and_is_named(asked, tmp_path):

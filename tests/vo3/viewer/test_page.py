@@ -22,7 +22,7 @@ from PIL import Image
 from vo3.trajectory import Target, Turn
 from vo3.viewer import render
 from vo3.viewer.markup import Markup, escape, join, tag
-from vo3.viewer.page import judge
+from vo3.viewer.page import answered_window, judge
 
 pytestmark = pytest.mark.quick
 
@@ -244,6 +244,11 @@ def test_a_trajectory_of_nothing():
 def test_judge(answer, true, options, right):
     trajectory, _ = viewer_samples.sample(answer=answer, true=true, options=options)
     assert judge(trajectory) is right
+
+
+def test_a_number_that_no_float_holds_is_no_window():
+    trajectory, _ = viewer_samples.sample(answer=f'{{"temporal_segment": [0, {10**400}]}}')
+    assert answered_window(trajectory) is None
 
 
 def luminance(color: str) -> float:
