@@ -182,13 +182,10 @@ def test_the_recipe_of_a_baseline(tmp_path):
 
 def test_a_stage_that_was_asked_to_end_ends_the_recipe(tmp_path, monkeypatch):
     ran, steps = [], iter((150, 250, 58))
-
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
 
-    def run(
-        command, check, env
-    ):  # as a stage leaves its folder, with exit code 0 whether done or not
-        # Memory is kept, but where the user says otherwise.
+    def run(command, check, env):
+        # As a stage leaves its folder, with exit code 0 whether done or not; memory is kept, but where the user says otherwise.
         assert env["MALLOC_MMAP_MAX_"] == "0" and env["MALLOC_ARENA_MAX"] == "2"
         name = next((p for p in command if p.startswith("--config=")), None)
         folder = tmp_path / "vision"
