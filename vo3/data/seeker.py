@@ -33,7 +33,7 @@ from vo3.data.clips import SAMPLES, ClipRef, open_observation, with_refs
 from vo3.data.files import RowFiles
 from vo3.data.rejects import Rejects, RowError
 from vo3.rewards import DATA_SOURCES, target_from_row
-from vo3.trajectory import IMAGE_MARK, VIDEO_MARK, Task, Trajectory, Turn
+from vo3.trajectory import IMAGE_MARK, VIDEO_MARK, Target, Task, Trajectory, Turn
 
 _ROLES = {
     "user": "user",
@@ -175,11 +175,8 @@ def rl_task(
         target = target_from_row(parsed)
     except (ValueError, TypeError) as error:
         raise RowError(id_, "fields", str(error)) from error
-    numbers = [t for clue in target.clues for t in (clue.start, clue.end)]
-    if not all(math.isfinite(t) for t in numbers):
-        raise RowError(id_, "window", "a clue's timestamp is not finite")
-    if source == "temporal_grounding" and not target.clues:
-        raise RowError(id_, "fields", "a temporal grounding row needs a clue, its true segment")
+    options = _options(_nested(row.get("options")), id_)
+    _check_target(target, options, id_)
     video = _video(_nested(row.get("video")), "video", id_, videos)
     fps = _frame_fps(row, id_)
     if isinstance(video, tuple):
@@ -188,10 +185,41 @@ def rl_task(
         id=id_,
         video=video,
         question=question.replace(VIDEO_MARK, "").strip(),
-        options=_options(_nested(row.get("options")), id_),
+        options=options,
         target=target,
         frame_fps=fps,
     )
+
+
+def _check_target(target: Target, options: Mapping[str, str] | None, id_: str) -> None:
+    """Refuses what no answer could be rewarded for, or an empty one would be."""
+    for i, clue in enumerate(target.clues):
+        where = f"solution.clue[{i}].timestamp is {[clue.start, clue.end]}"
+        if not (math.isfinite(clue.start) and math.isfinite(clue.end)):
+            raise RowError(id_, "window", f"{where}, which is not finite")
+        if clue.start < 0:
+            raise RowError(id_, "window", f"{where}; it starts before the video")
+        if clue.end < clue.start:
+            raise RowError(id_, "window", f"{where}; it ends before it starts")
+    if target.data_source == "temporal_grounding":
+        if not target.clues:
+            raise RowError(id_, "fields", "a temporal grounding row needs a clue, its true segment")
+        if target.clues[0].start == target.clues[0].end:
+            raise RowError(
+                id_, "window", "the true segment, solution.clue[0], is empty: no answer overlaps it"
+            )
+        return
+    answer = target.answer.strip()
+    if not answer:
+        raise RowError(
+            id_, "fields", "solution.answer is empty: a reply that says nothing would be right"
+        )
+    if options and answer not in options:
+        raise RowError(
+            id_,
+            "fields",
+            f"solution.answer is {answer!r}, no option's letter; the options are {', '.join(options)}",
+        )
 
 
 # ---- parts of a row

@@ -78,7 +78,7 @@ def only(found, reason):
 
 def test_sound_rows_of_every_format_are_trainable(tmp_path, root):
     rows = [row("a", "charades/good.mp4"), own("b", seconds=20.0), {**rl_row("c"), "video": "charades/good.mp4"}]  # fmt: skip
-    rows[2]["solution"] = {"answer": "C", "clue": [{"timestamp": [1, 19], "text": ""}]}
+    rows[2]["solution"] = {"answer": "B", "clue": [{"timestamp": [1, 19], "text": ""}]}
     found = diagnose(tmp_path, root, rows)
     assert found.trainable == (0, 1, 2) and not found.findings, found.findings
     assert found.videos == 1 and found.sources == {"charades": (3, 3)}

@@ -263,7 +263,15 @@ def test_an_rl_row():
     ],
 )
 def test_options(options, expected):
-    assert rl_task(rl_row(options=options)).options == expected
+    row = rl_row(options=options, solution={"answer": "A"})
+    assert rl_task(row).options == expected
+
+
+def test_a_grounding_row_needs_no_answer_and_a_clue_may_be_an_instant():
+    segment = {"answer": "", "clue": [{"timestamp": [3, 5]}]}
+    assert rl_task(rl_row(data_source="temporal_grounding", solution=segment)).target.answer == ""
+    instant = {"answer": "B", "clue": [{"timestamp": [3, 3]}]}
+    assert rl_task(rl_row(solution=instant)).target.clues[0].end == 3.0
 
 
 def test_other_keys_and_frames_of_an_rl_row():
@@ -284,7 +292,20 @@ def test_other_keys_and_frames_of_an_rl_row():
         ({"solution": {"answer": 3}}, "fields"),
         ({"solution": {"answer": "A", "clue": [{"timestamp": [1]}]}}, "fields"),
         ({"solution": {"answer": "A", "clue": [{"timestamp": [1, float("nan")]}]}}, "window"),
+        ({"solution": {"answer": "B", "clue": [{"timestamp": [5, 3]}]}}, "window"),
+        ({"solution": {"answer": "B", "clue": [{"timestamp": [-1, 3]}]}}, "window"),
+        ({"solution": {"answer": " "}}, "fields"),
+        ({"solution": {"answer": ""}, "options": None}, "fields"),
+        ({"solution": {"answer": "C"}}, "fields"),
+        ({"solution": {"answer": "2"}}, "fields"),
         ({"data_source": "temporal_grounding", "solution": {"answer": ""}}, "fields"),
+        (
+            {
+                "data_source": "temporal_grounding",
+                "solution": {"answer": "", "clue": [{"timestamp": [3, 3]}]},
+            },
+            "window",
+        ),
         ({"video": None}, "videos"),
         ({"video": 5}, "videos"),
         ({"frame_fps": "fast"}, "fields"),
