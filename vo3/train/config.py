@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.mrope_time": ("constant", "hf_int", "exact"),
     "tdam.policy": ("off", "released", "predictor", "turn"),
     "optim.name": ("adamw", "muon"),
-    "optim.schedule": ("cosine", "constant"),
+    "optim.schedule": ("cosine", "linear", "constant"),
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots", "dots_no_batch"),

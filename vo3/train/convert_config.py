@@ -2,7 +2,8 @@
 
     vo3 convert-config examples/video_o3_sft_stage1.yaml --gpus 32 --out configs/mine.py
 
-A key that is not known is named and nothing is written: what is passed over silently would train something else.
+A key that is not known is named and nothing is written: what is passed over silently would train something else. What a file leaves out is what that project does then,
+not what this one would (`vo3.train.foreign_defaults`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from etils import epath
 from vo3.train import config as config_lib
 from vo3.train import rl_config
 from vo3.train.config import ConfigError
+from vo3.train.foreign_defaults import left_out
 from vo3.train.foreign_groups import TOGETHER
 from vo3.train.foreign_keys import LLAMA_FACTORY, VERL, VERL_SECTIONS, Rule
 
@@ -90,6 +92,9 @@ def convert(data: Mapping[str, Any], *, gpus: int | None = None) -> Conversion:
     flat = _flatten(data)
     verl = any(key.startswith(("actor_rollout_ref.", "trainer.", "algorithm.")) for key in flat)
     table, sections = (VERL, VERL_SECTIONS) if verl else (LLAMA_FACTORY, {})
+    kind = "verl" if verl else "LLaMA-Factory"
+    silent = left_out(kind, flat)
+    flat |= silent
     changes: dict[str, Any] = {}
     lines: list[Line] = []
     faults: list[str] = []
@@ -100,15 +105,15 @@ def convert(data: Mapping[str, Any], *, gpus: int | None = None) -> Conversion:
             hint = f"; the nearest that is known is {close[0]}" if close else ""
             faults.append(f"unknown key {key}: {given!r}{hint}")
             continue
+        default = f"left out: {kind}'s default" if key in silent else ""
         try:
             made = _apply(key, rule, given)
         except (TypeError, ValueError) as error:
-            faults.append(f"{key}: {given!r}: {error}")
+            faults.append(f"{key}: {given!r}{default and f' ({default})'}: {error}")
             continue
         changes |= made
         ours = ", ".join(f"{name}={value!r}" for name, value in made.items())
-        lines.append(Line(key, given, ours, rule.why))
-    kind = "verl" if verl else "LLaMA-Factory"
+        lines.append(Line(key, given, ours, "; ".join(x for x in (default, rule.why) if x)))
     for keys, together in TOGETHER[kind].items():
         try:
             made = together(flat, gpus)

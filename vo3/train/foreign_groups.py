@@ -64,6 +64,12 @@ def _tdam(flat: Mapping[str, Any], _: int | None) -> dict[str, Any]:
     return {"tdam.policy": "released", "tdam.mask_ratio": float(flat.get("mask_ratio", 0.1))}
 
 
+def _warmup(flat: Mapping[str, Any], _: int | None) -> dict[str, Any]:
+    # Steps go before a ratio, unless there are none.
+    steps = float(flat.get("warmup_steps") or 0.0)
+    return {"optim.warmup": steps or float(flat.get("warmup_ratio") or 0.0)}
+
+
 def _betas(flat: Mapping[str, Any], _: int | None) -> dict[str, Any]:
     return {
         "optim.betas": (float(flat.get("adam_beta1", 0.9)), float(flat.get("adam_beta2", 0.999)))
@@ -125,6 +131,7 @@ TOGETHER: Mapping[str, Mapping[tuple[str, ...], Together]] = {
         ("finetuning_type", "lora_rank", "lora_alpha", "lora_target"): _lora,
         ("mask_answer_from_first_video", "mask_grounding_from_other_videos", "mask_ratio"): _tdam,
         ("adam_beta1", "adam_beta2"): _betas,
+        ("warmup_ratio", "warmup_steps"): _warmup,
     },
     "verl": {
         tuple(f"{_ACTOR}clip_ratio{end}" for end in ("", "_low", "_high")): _clip,

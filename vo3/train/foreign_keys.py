@@ -146,11 +146,16 @@ LLAMA_FACTORY: Mapping[str, Rule] = {
     "lr_scheduler_type": _set(
         "optim.schedule",
         value=_one_of(
-            {"cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+            {
+                "linear": "linear",
+                "cosine": "cosine",
+                "constant": "constant",
+                "constant_with_warmup": "constant",
+            }
         ),
     ),
-    "warmup_ratio": _set("optim.warmup", value=float),
-    "warmup_steps": _set("optim.warmup", value=float, why="from 1 on, optim.warmup counts steps"),
+    "warmup_ratio": _none("optim.warmup, below 1 a share of the steps"),
+    "warmup_steps": _none("optim.warmup, from 1 on steps"),
     "weight_decay": _set("optim.weight_decay", value=float),
     "max_grad_norm": _set("optim.clip", value=float),
     "optim": _set(

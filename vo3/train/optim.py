@@ -10,7 +10,7 @@ from optax import contrib
 
 
 def schedule(kind: str, peak: float, *, steps: int, warmup: int) -> optax.Schedule:
-    """Warm-up from 0, then `cosine` to 0 or `constant`.
+    """Warm-up from 0, then `cosine` or `linear` to 0, or `constant`.
 
     Raises:
       ValueError: an unknown kind, or a warm-up as long as the run.
@@ -19,12 +19,15 @@ def schedule(kind: str, peak: float, *, steps: int, warmup: int) -> optax.Schedu
         raise ValueError(f"warmup of {warmup} steps does not fit a run of {steps}; lower warmup")
     if kind == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
-    if kind == "constant":
-        return optax.join_schedules(
-            [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.constant_schedule(peak)],
-            [warmup],
-        )
-    raise ValueError(f"unknown schedule {kind!r}; one of 'cosine', 'constant'")
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, steps - warmup),
+    }
+    if kind not in after:
+        raise ValueError(f"unknown schedule {kind!r}; one of 'cosine', 'linear', 'constant'")
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, max(warmup, 1)), after[kind]], [warmup]
+    )
 
 
 def muon_dimensions(params: Any) -> Any:

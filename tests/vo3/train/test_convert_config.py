@@ -10,6 +10,7 @@ from vo3.train import config as c
 from vo3.train import convert_config as convert
 from vo3.train import rl_config
 from vo3.train.config import ConfigError
+from vo3.train.foreign_defaults import DEFAULTS, left_out
 from vo3.train.foreign_keys import LLAMA_FACTORY, VERL
 
 # Keys and values of the two SFT files that Video-o3 publishes (arXiv 2601.23224); the paths are ours.
@@ -83,7 +84,10 @@ def test_the_published_files_are_the_published_configs(published, stage):
 
 def test_every_key_is_told_once_with_what_it_became():
     conversion = convert.convert(STAGE_2, gpus=32)
-    assert len(conversion.lines) == len(STAGE_2)
+    assert {line.theirs for line in conversion.lines} == set(convert._flatten(STAGE_2)) | set(
+        left_out("LLaMA-Factory", STAGE_2)
+    )
+    assert len({line.theirs for line in conversion.lines}) == len(conversion.lines)
     told = {line.theirs: line for line in conversion.lines}
     assert told["learning_rate"].ours == "optim.rate=1e-05"
     assert told["mask_ratio"].ours == "tdam.policy='released', tdam.mask_ratio=0.1"
@@ -104,7 +108,7 @@ def test_every_key_is_told_once_with_what_it_became():
             r"unknown key accelerator_config\.split_batches",
         ),
         ({"stage": "dpo"}, "only 'sft' can be converted"),
-        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type"),
+        ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type"),
         ({"video_maxlen": 64}, "only 768"),
         ({"fp16": True}, "dtype is bfloat16 or float32"),
         ({"num_train_epochs": 1.5}, "whole numbers"),
@@ -140,6 +144,34 @@ def test_their_defaults_freeze_tower_and_projector():
     plain = {k: v for k, v in STAGE_1.items() if not k.startswith("freeze_")}
     got = configured(convert.convert(plain, gpus=32))
     assert got["frozen"] == (r"^vision\.(?!merger\.)", r"^vision\.merger\.")
+
+
+def test_what_a_file_leaves_out_is_their_default_and_told():
+    silent = ("learning_rate", "num_train_epochs", "lr_scheduler_type", "warmup_ratio")
+    short = {k: v for k, v in STAGE_1.items() if k not in silent}
+    conversion = convert.convert(short, gpus=32)
+    got = configured(conversion)
+    assert (got["optim.rate"], got["epochs"]) == (5e-5, 3)
+    assert (got["optim.schedule"], got["optim.warmup"]) == ("linear", 0.0)
+    told = convert.report(conversion)
+    for name in silent:
+        assert any(x.startswith(name) and "LLaMA-Factory's default" in x for x in told.splitlines())
+    assert told.count("LLaMA-Factory's default") == len(left_out("LLaMA-Factory", short))
+
+
+@pytest.mark.parametrize(
+    ("given", "warmup"),
+    [
+        ({"warmup_steps": 0, "warmup_ratio": 0.03}, 0.03),
+        ({"warmup_ratio": 0.03, "warmup_steps": 0}, 0.03),
+        ({"warmup_steps": 20, "warmup_ratio": 0.03}, 20.0),
+        ({"warmup_steps": 20}, 20.0),
+        ({"warmup_steps": 0}, 0.0),
+    ],
+)
+def test_steps_of_warm_up_go_before_a_ratio_unless_there_are_none(given, warmup):
+    plain = {k: v for k, v in STAGE_1.items() if k != "warmup_ratio"}
+    assert configured(convert.convert(plain | given, gpus=32))["optim.warmup"] == warmup
 
 
 # The RL recipe that Video-o3 publishes (arXiv 2601.23224), as overrides of its nested defaults.
@@ -209,6 +241,20 @@ def test_what_differs_from_the_recipe_reaches_the_run(tmp_path):
     assert rl_config.reward_policy(made).decay == 0.1
 
 
+def test_what_a_verl_file_leaves_out_is_verls_default(tmp_path):
+    flat = convert._flatten(RL)
+    actor, rollout = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
+    for key in ("clip_ratio_low", "clip_ratio_high", "optim.lr", "grad_clip"):
+        del flat[actor + key]
+    del flat["data.max_response_length"]
+    made = written(convert.convert(flat), tmp_path)
+    assert (made.rl.clip, made.rl.rollout.max_new_tokens) == ((0.2, 0.2), 512)
+    assert (made.optim.rate, made.optim.weight_decay) == (1e-6, 0.01)
+    for key, message in ((f"{rollout}n", "rl.group=1"), ("algorithm.adv_estimator", "'gae'.*left out: verl's default")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            convert.convert({k: v for k, v in flat.items() if k != key})
+
+
 # On, so that its kind is read.
 KL = {"actor_rollout_ref.actor.use_kl_loss": True}
 
@@ -262,10 +308,12 @@ def test_the_command_writes_a_config_that_runs(tmp_path, capsys):
 def test_numbers_in_scientific_notation_are_numbers(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("stage: sft\nlearning_rate: 2e-5\n")
-    assert convert.read(file).changes == {
-        "optim.rate": 2e-5,
-        "frozen": (r"^vision\.(?!merger\.)", r"^vision\.merger\."),
-    }
+    assert convert.read(file, gpus=1).changes["optim.rate"] == 2e-5
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_every_default_is_of_a_known_key(kind):
+    assert set(DEFAULTS[kind]) <= set({"LLaMA-Factory": LLAMA_FACTORY, "verl": VERL}[kind])
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [\n"])

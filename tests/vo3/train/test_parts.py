@@ -140,6 +140,6 @@ def test_bad_names_are_refused():
     with pytest.raises(ValueError, match="unknown optimizer"):
         make_optimizer("sgd", optax.constant_schedule(0.1))
     with pytest.raises(ValueError, match="unknown schedule"):
-        schedule("linear", 0.1, steps=10, warmup=1)
+        schedule("square", 0.1, steps=10, warmup=1)
     with pytest.raises(ValueError, match="warmup of 10"):
         schedule("cosine", 0.1, steps=10, warmup=10)
