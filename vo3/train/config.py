@@ -359,17 +359,19 @@ def _bad_values(c: ml_collections.ConfigDict) -> Iterable[str]:
             yield f"{key}={flat[key]} is not above 0"
     if len(c.optim.betas) != 2 or not all(0 <= b < 1 for b in c.optim.betas):
         yield f"optim.betas={c.optim.betas}: two numbers in [0, 1)"
+    bad_rules = list(no_tuples("sharding.rules", c.sharding.rules, ("PATTERN", "fsdp,tensor")))
+    yield from bad_rules
     for key, patterns in (
         ("frozen", c.frozen),
         ("lora.targets", (c.lora.targets,)),
-        ("sharding.rules", [rule[0] for rule in c.sharding.rules]),
+        ("sharding.rules", [] if bad_rules else [rule[0] for rule in c.sharding.rules]),
     ):
         for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
                 yield f"{key}: {pattern!r} is no regular expression ({error})"
-    for rule in c.sharding.rules:
+    for rule in c.sharding.rules if not bad_rules else ():
         names = (
             [] if rule[1] == "-" else [n for part in rule[1].split(",") for n in part.split("+")]
         )
@@ -379,6 +381,18 @@ def _bad_values(c: ml_collections.ConfigDict) -> Iterable[str]:
             yield f"sharding.rules: {rule[0]!r} names {wrong}; the mesh has {', '.join(AXES)}"
         if twice:
             yield f"sharding.rules: {rule[0]!r} uses {twice} for two dimensions"
+
+
+def no_tuples(key: str, value: Sequence[Any], like: tuple[Any, ...]) -> Iterable[str]:
+    """What is wrong with a tuple of tuples like `like`: items of another length, or of other types, as where the outer parentheses are forgotten."""
+    kinds = tuple((int, float) if isinstance(x, float) else type(x) for x in like)
+    for item in value:
+        if (
+            not isinstance(item, tuple | list)
+            or len(item) != len(like)
+            or not all(isinstance(x, kind) for x, kind in zip(item, kinds))
+        ):
+            yield f"{key}: {item!r} is not like {like!r}; one alone is {(like,)!r}"
 
 
 def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:

@@ -28,6 +28,12 @@ def _splitting(heads: int, devices: int) -> int:
     return max(n for n in range(1, devices + 1) if devices % n == 0 and heads % n == 0)
 
 
+def _overlap(a: jax.Array, b: jax.Array) -> bool:
+    """Whether two arrays have memory in common: what is neither cast nor moved is no copy."""
+    places = [{s.data.unsafe_buffer_pointer() for s in x.addressable_shards} for x in (a, b)]
+    return a.dtype == b.dtype and not places[0].isdisjoint(places[1])
+
+
 class Publisher:
     """Makes rollout models of a run's parameters.
 
@@ -77,7 +83,7 @@ class Publisher:
         return self._model(every)
 
     def release(self) -> None:
-        """Frees the memory of the model made last, before an update needs it; only what was cast is a copy that can be given up."""
+        """Frees the memory of the model made last, before an update needs it: of all that does not lie in the trainer's own arrays."""
         for array in self._given:
             array.delete()
         self._given = []
@@ -107,7 +113,7 @@ class Publisher:
             return jax.make_array_from_single_device_arrays(x.shape, target, shards)
 
         result = {name: own(name, x) for name, x in moved.items()}
-        self._given = [x for name, x in result.items() if params[name].dtype != self._dtype]
+        self._given = [x for name, x in result.items() if not _overlap(x, params[name])]
         return result
 
     @functools.cached_property

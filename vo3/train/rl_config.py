@@ -190,7 +190,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
             near = config_lib.nearest(key, known)
             raise ConfigError(f"unknown key config.rl.{key}; the nearest is config.rl.{near}")
         raise ConfigError(f"config.rl.{key} is missing; start from vo3.train.rl_config.defaults()")
-    faults = []
+    rl = config.rl
+    faults = [
+        *config_lib.no_tuples("rl.shapes", rl.shapes, (32_768, 131_072, 16_384)),
+        *config_lib.no_tuples("rl.mix", rl.mix, ("NAME", 0.5)),
+        *config_lib.no_tuples("rl.reward.data_sources", rl.reward.data_sources, ("NAME", "look")),
+    ]
+    if faults:  # what follows takes them apart
+        raise ConfigError("\n".join(faults))
     try:
         config_lib.validate(base(config), needs_data=True)
     except ConfigError as error:
@@ -235,21 +242,17 @@ def _bad_values(rl: ml_collections.ConfigDict) -> Iterable[str]:
         yield f"rl.rollout.slots={rl.rollout.slots} is no multiple of rl.rollout.lanes={rl.rollout.lanes}"
     if unknown := [x for x in rl.options if x not in OPTIONS]:
         yield f"rl.options names {unknown}; known are {', '.join(OPTIONS)}"
-    if not rl.shapes or any(len(s) != 3 or min(s) < 1 for s in rl.shapes):
+    if not rl.shapes or any(min(s) < 1 for s in rl.shapes):
         yield f"rl.shapes={rl.shapes}: triples (tokens, patches, trained tokens)"
     elif any(not Shape(*b).holds(Shape(*a)) for a, b in zip(rl.shapes, rl.shapes[1:])):
         yield f"rl.shapes={rl.shapes}: each must hold the one before it"
     for shape in rl.shapes:
         if rl.align < 1:
             break  # said above
-        if len(shape) == 3 and (shape[0] % rl.align or shape[1] % 4):
+        if shape[0] % rl.align or shape[1] % 4:
             yield f"rl.shapes: {shape} needs tokens in multiples of rl.align={rl.align} and patches of 4"
-    for pair in rl.mix:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            yield f"rl.mix={rl.mix!r}: {pair!r} is no pair of a quadrant and its share; one pair alone is (('NAME', 0.5),)"
-            continue
-        name, share = pair
-        if not (isinstance(share, int | float) and share >= 0 and math.isfinite(share)):
+    for name, share in rl.mix:
+        if not (share >= 0 and math.isfinite(share)):
             yield f"rl.mix: {name!r} has the share {share!r}"
     world = rl.clueworld
     if world.scale not in SCALES:
@@ -276,18 +279,14 @@ def _contradictions(c: ml_collections.ConfigDict) -> Iterable[str]:
         yield f"rl.overlong_buffer={rl.overlong_buffer} is not below rl.overlong_limit={rl.overlong_limit}"
     if rl.mini_batches >= 1 and rl.prompts_per_step % rl.mini_batches:
         yield f"rl.prompts_per_step={rl.prompts_per_step} is no multiple of rl.mini_batches={rl.mini_batches}"
-    if (
-        rl.shapes
-        and len(rl.shapes[-1]) == 3
-        and rl.shapes[-1][0] < rl.rollout.max_length + rl.align
-    ):
+    if rl.shapes and rl.shapes[-1][0] < rl.rollout.max_length + rl.align:
         yield (
             f"rl.shapes ends at rows of {rl.shapes[-1][0]} tokens; a rollout of rl.rollout.max_length={rl.rollout.max_length} and "
             f"the border of its leaf need {rl.rollout.max_length + rl.align}"
         )
     # Patches depend on the videos and on the model: a rollout that has too many ends the run by the name of the key.
     turn = min(rl.rollout.max_new_tokens, rl.rollout.max_length)
-    if rl.shapes and len(rl.shapes[-1]) == 3 and rl.shapes[-1][2] < turn:
+    if rl.shapes and rl.shapes[-1][2] < turn:
         yield (
             f"rl.shapes ends at rows of {rl.shapes[-1][2]} trained tokens; a turn of "
             f"rl.rollout.max_new_tokens={rl.rollout.max_new_tokens} has up to {turn}"

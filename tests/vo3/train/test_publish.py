@@ -62,6 +62,21 @@ def test_a_mesh_is_resharded_and_cast_without_the_host():
     publish(*run.split(params))
 
 
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_what_is_moved_and_not_cast_is_given_up_too(tensor):
+    """A LoRA run's base is held in the rollout's dtype: its copies are most of the memory."""
+    run = laid_out(8, **{"mesh.fsdp": 4, "mesh.tensor": 2, "rl.rollout.tensor": tensor})
+    publish, params = Publisher(run), filled(run)
+    before = {name: np.asarray(value) for name, value in params.items()}
+    made = hf_io.flatten(nnx.state(publish(*run.split(params))))
+    sharded = [n for n, s in run.shapes.items() if "fsdp" in str(s.sharding.spec)]
+    publish.release()
+    assert len(sharded) > 5 and all(made[name].is_deleted() for name in sharded)
+    for name, value in params.items():
+        np.testing.assert_array_equal(np.asarray(value), before[name], err_msg=name)
+    publish(*run.split(params))
+
+
 def test_weights_are_shared_by_as_many_devices_as_heads_can_be_split_over():
     """More would hold all caches each. The tiny model has two key-value heads; Qwen2.5-VL-7B four."""
     run = laid_out(8)

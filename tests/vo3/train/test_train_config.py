@@ -61,6 +61,7 @@ def test_a_section_that_does_not_exist_cannot_be_set():
         ({"frozen": ("vision(",)}, "is no regular expression"),
         ({"sharding.rules": (("q", "fsdp,model"),)}, r"names \['model'\]"),
         ({"sharding.rules": (("q", "fsdp,fsdp"),)}, "for two dimensions"),
+        ({"sharding.rules": ("q", "fsdp,tensor")}, r"'q' is not like .*one alone is \(\("),
         ({"mesh.context": 3}, "cannot be split over mesh.context=3"),
         ({"lora.rank": 8, "optim.name": "muon"}, "use 'adamw'"),
         ({"init_vision": "a.npz", "init_from": "run"}, "drop one"),
