@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, Literal, get_args
 from etils import epath
 
 from data_prep.store import write_lines
+from vo3 import json_line
 from vo3.chat.dialects import DIALECTS as AGENTS
 from vo3.chat.dialects import Dialect as Agent
 from vo3.chat.dialects import longvt, videozoomer
@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"dialects: {rows.describe(index)}: {error}", file=sys.stderr)
                 continue
             lost.update(set(converted.lost))
-            yield json.dumps(converted.row, ensure_ascii=False)
+            yield json_line.dumps(converted.row)
 
     try:
         count = write_lines(epath.Path(args.target), lines())

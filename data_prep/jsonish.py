@@ -65,13 +65,18 @@ def parse_reply(text: str, schema: Mapping[str, Any], *, cut: bool = False) -> P
         value, repaired = {names[0]: value}, _also(repaired, "bare list")
     if wrong := violations(value, schema):
         raise ReplyError("schema", f"the reply does not fit: {wrong[0]}")
-    return Parsed(_encodable(value), repaired)
+    return Parsed(encodable(value), repaired)
 
 
-def _encodable(value: Any) -> Any:
-    """The value, half a surrogate pair (an escaped emoji that was cut) replaced by a question mark: no file or database takes it."""
-    text = json.dumps(value, ensure_ascii=False)
-    return value if text.isascii() else json.loads(text.encode("utf-8", "replace"))
+def encodable(value: Any) -> Any:
+    """The value, half a surrogate pair in its texts (an escaped emoji that was cut) replaced by a question mark: no request, file or database takes it."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {encodable(k): encodable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [encodable(x) for x in value]
+    return value
 
 
 def _find(text: str) -> tuple[Any, str] | None:

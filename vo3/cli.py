@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
+import io
 import math
 import os
 import sys
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not any(glob.glob(pattern) for pattern in _ACCELERATORS):
         # libtpu, installed to compile for chips that are not here, would look for them and complain at length.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Ids, questions and answers are somebody's: what this terminal or pipe cannot encode is escaped, as on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return args.run(args)
     except BrokenPipeError:
@@ -427,8 +431,7 @@ def _convert_config(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    import json
-
+    from vo3 import json_line
     from vo3.data import doctor
     from vo3.data.files import RowFiles
 
@@ -449,9 +452,9 @@ def _doctor(args: argparse.Namespace) -> int:
     found = doctor.diagnose(
         rows, videos=args.videos, workers=args.workers, timeout_s=args.timeout, decode=args.decode
     )
-    print(json.dumps(found.to_json(), ensure_ascii=False) if args.json else doctor.table(found))
+    print(json_line.dumps(found.to_json()) if args.json else doctor.table(found))
     if args.fetch_plan:
-        plan = json.dumps(found.to_json()["fetch"], indent=1, ensure_ascii=False)
+        plan = json_line.dumps(found.to_json()["fetch"], indent=1)
         epath.Path(args.fetch_plan).write_text(plan + "\n")
     if args.write_trainable:
         count = doctor.write_trainable(rows, found, args.write_trainable)

@@ -14,6 +14,8 @@ import dataclasses
 import json
 from typing import Any, Literal
 
+from vo3 import json_line
+
 SCHEMA_VERSION = 1
 VIDEO_MARK = "<video>"
 IMAGE_MARK = "<image>"
@@ -215,13 +217,7 @@ class Trajectory:
 
     def dumps(self) -> str:
         """One line of JSON, which UTF-8 can hold whatever the texts are."""
-        data = self.to_json()
-        line = json.dumps(data, ensure_ascii=False)
-        try:
-            line.encode()
-        except UnicodeEncodeError:  # half a surrogate pair
-            return json.dumps(data)
-        return line
+        return json_line.dumps(self.to_json())
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trajectory:

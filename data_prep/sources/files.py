@@ -28,7 +28,7 @@ from typing import Any
 from etils import epath
 
 from data_prep import matching
-from data_prep.jsonish import interval
+from data_prep.jsonish import encodable, interval
 from data_prep.schema import Caption, Material, Triplet
 from vo3.data.files import RowFiles
 from vo3.trajectory import Clue
@@ -248,19 +248,19 @@ READERS: dict[str, Callable[..., Iterator[Any]]] = {
 def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows of a JSON list, JSONL or Parquet file, with their numbers from 0."""
     try:
-        yield from enumerate(RowFiles(path))
+        yield from enumerate(map(encodable, RowFiles(path)))
     except FileNotFoundError as error:
         raise SourceError(f"{error}") from error
 
 
 def _json_or(path: epath.Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
+    return encodable(json.loads(path.read_text())) if path.exists() else default
 
 
 def _nested(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in "[{":
         try:
-            return json.loads(value)
+            return encodable(json.loads(value))
         except ValueError:
             return value
     return value

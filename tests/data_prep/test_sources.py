@@ -89,6 +89,18 @@ def test_own_triplets_and_material_round_trip(tmp_path):
     )
 
 
+def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path):
+    path = tmp_path / "t.jsonl"
+    made = {"id": "a", "video": "a.mp4", "question": "What \ud83d?", "answer": "B", "options": {"A": "x", "B": "y\udc00"}}  # fmt: skip
+    path.write_text(json.dumps(made) + "\n")
+    (own,) = files.triplets(str(path))
+    assert own.question == "What ??" and own.options["B"] == "y?"
+    flat = {**made, "options": json.dumps(made["options"]), "question": "What?"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([flat]), tmp_path / "t.parquet")
+    (again,) = files._rows(str(tmp_path / "t.parquet"))
+    assert files._nested(again[1]["options"])["B"] == "y?"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

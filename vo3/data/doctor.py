@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import json
 import math
 import os
 import uuid
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from vo3 import json_line
 from vo3.data.clips import ClipRef, VideoShape, clip_refs
 from vo3.data.files import RowFiles
 from vo3.data.lengths import planned
@@ -205,7 +205,7 @@ def write_trainable(rows: RowFiles, diagnosis: Diagnosis, path: epath.PathLike) 
     part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     with part.open("w") as out:
         for index in diagnosis.trainable:
-            out.write(json.dumps(_plain(rows[index]), ensure_ascii=False) + "\n")
+            out.write(json_line.dumps(_plain(rows[index])) + "\n")
     part.replace(path)
     return len(diagnosis.trainable)
 

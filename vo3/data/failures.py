@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from etils import epath
 
+from vo3 import json_line
+
 # The kind of what another process that feeds the same rows could not read.
 ELSEWHERE = "elsewhere"
 
@@ -75,7 +77,7 @@ class FailureRecord:
             return
         for failure in new:
             self._written.add((failure.step, failure.number))
-            self._lines.append(json.dumps(dataclasses.asdict(failure), ensure_ascii=False))
+            self._lines.append(json_line.dumps(dataclasses.asdict(failure)))
         # Written whole, since an object store cannot append, and aside first, since a run may be killed here.
         part = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
         part.write_text("".join(f"{line}\n" for line in self._lines))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 from etils import epath
+
+from vo3 import json_line
 
 # What a row broke.
 #   json     it is not readable as a JSON object (JSONL) or as a row
@@ -118,9 +119,7 @@ class Rejects:
         """Writes one JSON object a line: id, row number, rule, reason. The file is there even when it is empty."""
         path = epath.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            "".join(f"{json.dumps(dataclasses.asdict(r), ensure_ascii=False)}\n" for r in self)
-        )
+        path.write_text("".join(f"{json_line.dumps(dataclasses.asdict(r))}\n" for r in self))
 
     def check(self, limit: float, *, where: str = "") -> None:
         """Stops the run when the share is above `limit`, in [0, 1].

@@ -405,10 +405,20 @@ def _video(value: Any, where: str, id_: str, root: epath.PathLike | None) -> str
     if isinstance(value, (list, tuple)):
         if not value or not all(isinstance(part, str) and part for part in value):
             raise RowError(id_, "videos", f"{where} is not a list of frame files")
-        return tuple(under(part, root) for part in value)
+        return tuple(under(_path(part, where, id_), root) for part in value)
     if not isinstance(value, str) or not value.strip():
         raise RowError(id_, "videos", f"{where} names no video: {value!r}")
-    return under(value, root)
+    return under(_path(value, where, id_), root)
+
+
+def _path(text: str, where: str, id_: str) -> str:
+    """What a file system can be asked for: no NUL, no half of a surrogate pair."""
+    try:
+        if b"\0" not in os.fsencode(text):
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise RowError(id_, "videos", f"{where} is {text!r}, which can be no path")
 
 
 def under(path: str, root: epath.PathLike | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 import vo3
+from vo3 import json_line
 from vo3.evals import card_page, fingerprint, published
 from vo3.evals.benchmarks.base import Benchmark, Read
 from vo3.evals.extraction import LETTER, Scorer
@@ -203,7 +204,7 @@ def write(card: dict[str, Any], folder: epath.Path) -> None:
     """Writes the three forms; each appears whole or not at all, the JSON last: where it is, all are."""
     write_atomically(folder / MARKDOWN, card_page.markdown(card))
     write_atomically(folder / HTML, card_page.page(card))
-    write_atomically(folder / JSON, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / JSON, json_line.dumps(card, indent=1) + "\n")
 
 
 def load(path: epath.PathLike) -> dict[str, Any]:

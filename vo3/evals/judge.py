@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from vo3 import json_line
 from vo3.evals.journal import write_atomically
 from vo3.evals.questions import Question
 
@@ -110,7 +111,7 @@ class Judge:
             else:
                 self._known[key] = self._ask(prompt)
                 entry = {"id": question.id, "answer": answer, "right": self._known[key]}
-                write_atomically(file, json.dumps(entry, ensure_ascii=False) + "\n")
+                write_atomically(file, json_line.dumps(entry) + "\n")
         return self._known[key]
 
     def _ask(self, prompt: str) -> bool:

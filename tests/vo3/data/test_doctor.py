@@ -17,6 +17,8 @@ from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.data import doctor
 from vo3.data.files import RowFiles
 from vo3.data.lengths import measure
+from vo3.data.rejects import Rejects
+from vo3.data.seeker import read_sft
 from vo3.data.source import RowSource
 from vo3.trajectory import Observation, Task, Trajectory, Turn
 from vo3.video import CropPolicy
@@ -211,6 +213,24 @@ def test_trainable_rows_are_written_as_they_were(tmp_path, root, capsys):
     assert "2 of 3 rows are trainable (66.7 %)" in capsys.readouterr().out
     assert cli.main(["doctor", str(out), "--videos", str(root), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["trainable"] == 2
+
+
+def test_half_a_surrogate_pair_is_a_rows_own_trouble(tmp_path, root, capfd):
+    """Broken escapes: in a text it is kept, a path it cannot be, and every file is written."""
+    good, bad = row("a\ud83d", "charades/good.mp4"), row("b\ud83d", "charades/\ud83d.mp4")
+    good["messages"][0]["content"] += " \ud83d"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (good, bad)))
+    out, plan = tmp_path / "ok.jsonl", tmp_path / "plan.json"
+    command = ["doctor", str(path), "--videos", str(root), "--write-trainable", str(out), "--fetch-plan", str(plan)]  # fmt: skip
+    assert cli.main(command) == 1
+    assert json.loads(out.read_text()) == json.loads(json.dumps(good))
+    assert "can be no path" in capfd.readouterr().out
+    rejects = Rejects(2)
+    (task,) = read_sft(path, videos=root, rejects=rejects)
+    assert task.task.id == "a\ud83d"
+    rejects.save(tmp_path / "rejects.jsonl")
+    assert json.loads((tmp_path / "rejects.jsonl").read_text())["id"] == "b\ud83d"
 
 
 def test_parquet_rows_become_json_lines(tmp_path, root):

@@ -308,6 +308,8 @@ def test_other_keys_and_frames_of_an_rl_row():
         ),
         ({"video": None}, "videos"),
         ({"video": 5}, "videos"),
+        ({"video": "a\0.mp4"}, "videos"),
+        ({"video": ["f/0.jpg", "f/\ud83d.jpg"]}, "videos"),
         ({"frame_fps": "fast"}, "fields"),
         ({"options": "A or B"}, "fields"),
         ({"options": [1, 2]}, "fields"),
