@@ -6,27 +6,42 @@ For files too large for one self-contained page. It listens on this machine only
 from __future__ import annotations
 
 import array
-import functools
+import collections
+import dataclasses
 import http.server
 import json
 import threading
 import urllib.parse
-from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from vo3.trajectory import Trajectory
-from vo3.video import Clip, VideoError
+from vo3.video import VideoError
 from vo3.viewer import browser, page
 from vo3.viewer.gallery import Lines, clips_of, display_names
 
 _QUESTION = 300  # characters of a question in the list
-_KEPT = 64  # trajectories whose frames are kept
+_KEPT = 64 << 20  # bytes of what was made of trajectories
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What is shown of a trajectory: some frames on the list's page, all of them on its own."""
+
+    record: dict[str, Any]
+    page: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes, nearly: the frames on the list's page are far smaller than those on its own."""
+        return 2 * len(self.page)
 
 
 class Shelf:
     """The trajectories of a file: where each line begins, and what the list shows of it.
+
+    What was looked at last is kept as it is sent: frames themselves would be gigabytes.
 
     Attributes:
       path: of the file.
@@ -47,7 +62,7 @@ class Shelf:
             self.summaries.append(summary(trajectory, len(self.summaries)))
             self._starts.append(lines.start)
         self._lock = threading.Lock()
-        self._clips = functools.lru_cache(maxsize=_KEPT)(self._read_clips)
+        self._kept: collections.OrderedDict[int, _Made] = collections.OrderedDict()
 
     def number_of(self, name: str) -> int | None:
         """Where a question stands; None where the file has not got it."""
@@ -65,25 +80,40 @@ class Shelf:
             file.seek(self._starts[number])
             return Trajectory.loads(file.readline().decode())
 
-    def clips(self, number: int) -> Mapping[int, Clip]:
-        """Its frames, read from the video; none where it cannot be read."""
-        if not self._frames:
-            return {}
-        with self._lock:  # a decoder at a time
-            return self._clips(number)
+    def page(self, number: int) -> bytes:
+        """Its own page, with all frames; with none where the video cannot be read.
 
-    def _read_clips(self, number: int) -> Mapping[int, Clip]:
-        try:
-            return clips_of(self.trajectory(number), videos=self._videos)
-        except VideoError:
-            return {}
+        Raises:
+          IndexError: no such number.
+        """
+        return self._made(number).page
 
     def record(self, number: int, trace: str) -> dict[str, Any]:
-        """All that the page shows of a trajectory, some frames among it."""
-        found = browser.record(
-            self.trajectory(number), page=f"{trace}?n={number}", clips=self.clips(number)
-        )
-        return found | {"n": number}
+        """All that the list's page shows of a trajectory, some frames among it; `trace` is the path of its own page.
+
+        Raises:
+          IndexError: no such number.
+        """
+        return self._made(number).record | {"n": number, "page": f"{trace}?n={number}"}
+
+    def _made(self, number: int) -> _Made:
+        with self._lock:  # a decoder at a time
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+            trajectory, clips, whole = self.trajectory(number), {}, True
+            if self._frames:
+                try:
+                    clips = clips_of(trajectory, videos=self._videos)
+                except VideoError:
+                    whole = False  # it may be there next time
+            text = page.render(trajectory, clips=clips)
+            made = _Made(browser.record(trajectory, clips=clips), text.encode())
+            if whole:
+                self._kept[number] = made
+                while sum(m.size for m in self._kept.values()) > _KEPT:
+                    self._kept.popitem(last=False)
+            return made
 
 
 def summary(trajectory: Trajectory, number: int) -> dict[str, Any]:
@@ -176,8 +206,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         shown = {"/trace": shelf, "/other": beside}[path]
         if shown is None:
             raise KeyError(path)
-        text = page.render(shown.trajectory(number), clips=shown.clips(number))
-        return "text/html; charset=utf-8", text.encode()
+        return "text/html; charset=utf-8", shown.page(number)
 
     def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)

@@ -13,6 +13,9 @@ import urllib.request
 import eval_samples
 import pytest
 
+from tests.vo3.data.rows_makers import write_video
+from vo3.trajectory import Observation, Task, Trajectory, Turn
+from vo3.viewer import server
 from vo3.viewer.server import Server
 
 CHROMIUM = (
@@ -33,6 +36,16 @@ def served(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def looked_at(video: str) -> Trajectory:
+    """Of a video of eight seconds, its overview alone."""
+    shown = Observation(0, 0.0, 8.0, 1.0, (0.0, 7.0), (0, 70), 56, 84, (1, 4, 6), 6)
+    turns = (
+        Turn("question", "<video>what?", observations=(shown,)),
+        Turn("answer", "<think>x</think>\n<answer>A</answer>", answer="A"),
+    )
+    return Trajectory(Task("t", video, "what?"), turns, "answered", answer="A")
 
 
 def get(server: Server, path: str, **headers: str) -> str:
@@ -69,6 +82,29 @@ def test_what_is_not_there(served, path):
 def test_a_page_elsewhere_gets_nothing(served):
     with pytest.raises(urllib.error.HTTPError, match="403"):
         get(served, "record?n=0", Host="evil.example")
+
+
+def test_frames_are_kept_as_sent_and_a_failed_read_is_tried_again(tmp_path, monkeypatch):
+    video, trajectory = tmp_path / "v.mp4", looked_at("v.mp4")
+    (tmp_path / "a.jsonl").write_text(f"{trajectory.dumps()}\n{trajectory.dumps()}\n")
+    shelf = server.Shelf(tmp_path / "a.jsonl", videos=tmp_path, frames=True)
+    assert shelf.record(0, "trace")["frames"] == {} and b"<img" not in shelf.page(0)
+    write_video(video)
+    seen = shelf.record(0, "trace")
+    assert seen["frames"]["0"] and b"<img" in shelf.page(0)
+    video.unlink()
+    assert shelf.record(0, "trace") == seen and shelf.record(1, "trace")["frames"] == {}
+    write_video(video)
+    shelf.page(1)
+    # Little room: the first goes, and is made again.
+    monkeypatch.setattr(server, "_KEPT", 3 * len(shelf.page(1)))
+    assert shelf.record(0, "trace") == seen
+    video.unlink()
+    shelf = server.Shelf(tmp_path / "a.jsonl", videos=tmp_path, frames=True)
+    write_video(video)
+    shelf.page(0), shelf.page(1)
+    video.unlink()
+    assert b"<img" in shelf.page(1) and b"<img" not in shelf.page(0)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to run the page in")
