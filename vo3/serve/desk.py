@@ -14,9 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from vo3.rollout import GroupEngine, GroupRollout, Job, Rollout, RolloutPolicy, Sampling
 from vo3.rollout.errors import RolloutError
-from vo3.rollout.events import Event
+from vo3.rollout.events import Event, Observation
 from vo3.serve.errors import ApiError, invalid
 from vo3.serve.request import Ask
 from vo3.serve.settings import Limits
@@ -78,12 +80,28 @@ class Ticket:
         """What the engine does for it."""
         return Job(task, policy, sampling, self.put if self._wanted else None, self._left.is_set)
 
+    @property
+    def pictures(self) -> bool:
+        """Whether its client is sent frames."""
+        return self._wanted and self.ask.extension.events == "html"
+
     def put(self, item: Event | Rollout | ApiError) -> None:
-        """Hands something to the client's side; from any thread."""
+        """Hands something to the client's side; from any thread. Frames that are not sent are not kept for a client that reads slowly."""
+        if not self.pictures:
+            item = _without_frames(item)
         try:
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
         except RuntimeError:  # the loop is closed: the server has ended
             self._left.set()
+
+
+def _without_frames(item: Event | Rollout | ApiError) -> Event | Rollout | ApiError:
+    if isinstance(item, Rollout):
+        return dataclasses.replace(item, clips=())
+    if isinstance(item, Observation):
+        frames = np.empty((0, *item.clip.frames.shape[1:]), item.clip.frames.dtype)
+        return dataclasses.replace(item, clip=dataclasses.replace(item.clip, frames=frames))
+    return item
 
 
 class Desk:
@@ -106,6 +124,8 @@ class Desk:
         self._lock = threading.Condition()
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._under_way: dict[str, Ticket] = {}
+        # Answered, but frames of theirs wait for a client to read them: they keep their place, or slow clients would fill the memory.
+        self._sending: list[Ticket] = []
         self._reserved = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="vo3-engine", daemon=True)
@@ -149,12 +169,13 @@ class Desk:
         with self._lock:
             if not self.alive:
                 raise ApiError(503, "shutting_down", "this server is ending; ask again later or elsewhere", headers={"Retry-After": "5"})  # fmt: skip
-            held = self._reserved + len(self._waiting) + len(self._under_way)
+            self._sending = [ticket for ticket in self._sending if not ticket.gone]
+            held = self._reserved + len(self._waiting) + len(self._under_way) + len(self._sending)
             if held >= self.limits.slots + self.limits.queue:
                 wait = self._retry_after()
                 raise ApiError(
                     429, "queue_full",
-                    f"{self.limits.slots} questions are being answered and {self.limits.queue} wait; ask again in {wait} s",
+                    f"{self.limits.slots} questions are being answered or sent and {self.limits.queue} wait; ask again in {wait} s",
                     headers={"Retry-After": str(wait)})  # fmt: skip
             self._reserved += 1
 
@@ -233,6 +254,8 @@ class Desk:
     def _deliver(self, group: GroupRollout) -> None:
         with self._lock:
             ticket = self._under_way.pop(group.task.id)
+            if ticket.pictures and group.error is None:
+                self._sending.append(ticket)
         seconds = time.monotonic() - ticket.began
         if group.error is None:
             self._seconds += 0.1 * (seconds - self._seconds)

@@ -107,6 +107,22 @@ def test_a_client_that_reads_nothing_holds_its_place_no_longer_than_others(serve
         wait_for(lambda: httpx.post(url + PATH, json=ask(text="x" * 8000)).status_code == 200)
 
 
+def test_pictures_that_nobody_reads_keep_their_place(serve):
+    """They are frames in memory: else every slow client would add its own."""
+    engine = ScriptedEngine()
+    wire = {"send_buffer": 4096}
+    url = serve(engine, limits={"slots": 1, "queue": 0, "request_s": 60.0}, wire=wire)
+    body = json.dumps(ask(stream=True, vo3={"events": "html"})).encode()
+    with connected(url) as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        stuck.sendall(head.encode() + body)
+        wait_for(lambda: engine.jobs and httpx.get(url + "/health").json()["running"] == 0)
+        got = httpx.post(url + PATH, json=ask())
+        assert (got.status_code, got.json()["error"]["code"]) == (429, "queue_full")
+    wait_for(lambda: httpx.post(url + PATH, json=ask()).status_code == 200)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_the_connection_of_a_client_that_reads_nothing_is_ended(serve, stream):
     """With its answer, which will not be read: closing would wait for that."""
