@@ -41,7 +41,9 @@ def below(root: str, video: str) -> str:
 
 
 def identity(path: str) -> str:
-    """Names the content of a file: its size and the hash of its two ends. Empty where there is no file (an oracle needs none).
+    """Names the content of a file: its size and the hash of its two ends; of a folder of frames, all names and sizes and the ends of the first, middle and last.
+
+    Empty where there is no file (an oracle needs none).
 
     Raises:
       ModelError: kind `storage`: it is there and cannot be read.
@@ -63,8 +65,16 @@ def _identity(path: str) -> str:
     if not file.exists():
         raise FileNotFoundError(path)
     if file.is_dir():
-        names = sorted(p.name for p in file.iterdir())
-        return "folder-" + hashlib.blake2b("\n".join(names).encode(), digest_size=12).hexdigest()
+        frames = sorted(file.iterdir())
+        parts = [f"{p.name} {p.stat().length}" for p in frames]
+        parts += [
+            _ends(frames[i]) for i in sorted({0, len(frames) // 2, len(frames) - 1}) if frames
+        ]
+        return "frames-" + hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
+    return _ends(file)
+
+
+def _ends(file: epath.Path) -> str:
     with file.open("rb") as stream:
         head = stream.read(_SAMPLE)
         size = stream.seek(0, os.SEEK_END)

@@ -117,6 +117,8 @@ class Request:
         media = None
         if self.media is not None:
             media = [self.media.video, self.media.identity, [list(w) for w in self.media.windows]]
+            if self.media.frame_fps is not None:  # it decides which frames a window holds
+                media.append(self.media.frame_fps)
         history = [list(turn) for turn in self.history]
         return [
             self.stage, self.prompt, self.system, self.text, media, dict(self.inputs),

@@ -171,7 +171,8 @@ class Caller:
             send = await self.client.prepare(request, key=key)
             async for attempt in retrying:
                 with attempt:
-                    await self._limiter.wait(_estimate(request))
+                    expected = _estimate(request)
+                    await self._limiter.wait(expected)
                     try:
                         async with asyncio.timeout(limits.timeout):
                             reply = await send()
@@ -179,6 +180,7 @@ class Caller:
                         raise ModelError(
                             "timeout", f"no whole reply within {limits.timeout:g} s"
                         ) from error
+        self._limiter.spent(expected, reply.prompt_tokens + reply.reply_tokens)
         self.tally.calls += 1
         self.tally.prompt_tokens += reply.prompt_tokens
         self.tally.reply_tokens += reply.reply_tokens
@@ -227,5 +229,5 @@ def _mending(request: Request, raw: RawReply, error: jsonish.ReplyError) -> Requ
 
 
 def _estimate(request: Request) -> int:
-    """Tokens of the text of a request, about; frames are the endpoint's to count."""
+    """Tokens of the text of a request, about; what frames cost is the endpoint's to count, and told by its reply."""
     return (len(request.system) + len(request.text)) // 4 + request.max_tokens // 4

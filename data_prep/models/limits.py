@@ -26,6 +26,11 @@ class Limiter:
         if at > now:
             await asyncio.sleep(at - now)
 
+    def spent(self, expected: int, tokens: int) -> None:
+        """A call that was expected to take so many tokens took so many: what frames cost is known then. The next call waits for the difference."""
+        late = (tokens - expected) * self._per_token
+        self._free = max(self._free, time.monotonic()) + late if late > 0 else self._free
+
     def back_off(self, seconds: float) -> None:
         """No call goes out for so many seconds."""
         self._free = max(self._free, time.monotonic() + seconds)

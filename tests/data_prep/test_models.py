@@ -15,6 +15,7 @@ from stub_server import KEY, Serving, Stub, half, hang, reply, status
 
 from configs.data_prep import get_config
 from data_prep import config as configs
+from data_prep import videos
 from data_prep.cache import FolderCache, SqliteCache
 from data_prep.models import calling, frames
 from data_prep.models.base import Media, ModelError, RawReply, Request
@@ -277,6 +278,42 @@ def test_the_limiter_spaces_calls(monkeypatch):
     asyncio.run(run())
     # A second a request; 500 tokens at 100 a second take five.
     assert slept == pytest.approx([1, 2, 7, 30])
+
+
+def test_other_frames_under_the_same_names_are_another_video(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.jpg").write_bytes(bytes([i]) * 10)
+    first = videos._identity.__wrapped__(str(tmp_path))
+    assert first == videos._identity.__wrapped__(str(tmp_path))
+    (tmp_path / "2.jpg").write_bytes(b"x" * 10)  # the middle one
+    second = videos._identity.__wrapped__(str(tmp_path))
+    (tmp_path / "3.jpg").write_bytes(b"x" * 11)
+    assert len({first, second, videos._identity.__wrapped__(str(tmp_path))}) == 3
+    (tmp_path / "empty").mkdir()
+    assert videos._identity.__wrapped__(str(tmp_path / "empty"))
+    shown = [Media("v", str(tmp_path), first, frame_fps=fps) for fps in (None, 1.0, 2.0)]
+    assert len({json.dumps(request(media=media).content()) for media in shown}) == 3
+
+
+def test_what_frames_cost_is_waited_for_once_it_is_known(monkeypatch):
+    now, slept = [100.0], []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("data_prep.models.limits.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("data_prep.models.limits.asyncio.sleep", sleep)
+
+    async def run():
+        limiter = Limiter(tokens_per_minute=6000)
+        for _ in range(3):
+            await limiter.wait(100)
+            limiter.spent(100, 4100)
+        limiter.spent(100, 50)  # less than expected frees nothing: calls under way counted on it
+
+    asyncio.run(run())
+    assert slept == pytest.approx([41, 41])
 
 
 def test_a_missing_key_is_said_at_once_and_a_local_endpoint_needs_none(monkeypatch):

@@ -24,6 +24,7 @@ from vo3.data.blob_store import BlobStore, StoreCounts
 from vo3.data.clips import ClipRef
 from vo3.trajectory import Observation
 from vo3.video import Clip, CropPolicy
+from vo3.video.source import plain_path
 
 # Raised when the same video and policy give other pixels or frame numbers than before.
 _VERSION = 2
@@ -144,7 +145,7 @@ def identity(video: str | Sequence[str]) -> str:
             return _frames_identity(tuple(sorted(os.fspath(file) for file in path.iterdir())))
         status = path.stat()
         return _hash(f"{video} {status.length} {status.mtime}".encode())
-    local = os.path.expanduser(video.removeprefix("file://"))
+    local = plain_path(video)
     status = os.stat(local)
     if os.path.isdir(local):
         return _frames_identity(tuple(sorted(entry.path for entry in os.scandir(local))))

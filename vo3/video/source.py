@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -165,7 +166,9 @@ def make_source(source: Any) -> Source:
 
 
 def plain_path(source: Any) -> str:
-    """A path as it is opened: `~` in full, `file://` left out, other addresses (gs://) as they are. Nothing is looked at.
+    """A path as it is opened: `~` in full, `file://` left out, other addresses (gs://) as they are.
+
+    Nothing is looked at but whether a `file://` address with percent escapes is a file as it stands; else they are decoded.
 
     Raises:
       VideoError: kind "source": it is no path, or a web address.
@@ -178,7 +181,8 @@ def plain_path(source: Any) -> str:
             "source", f"{text} is a web address", "download the video and give its path"
         )
     if text.startswith("file://"):
-        return text.removeprefix("file://")
+        path = text.removeprefix("file://")
+        return path if "%" not in path or os.path.exists(path) else urllib.parse.unquote(path)
     return text if is_remote(text) else os.path.expanduser(text)
 
 

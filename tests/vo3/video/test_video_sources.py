@@ -51,6 +51,15 @@ class Counting(io.BytesIO):
         return data
 
 
+def test_percent_escapes_of_a_file_address_are_decoded_where_no_file_is_called_so(tmp_path):
+    (tmp_path / "a b%41.mp4").touch()
+    (tmp_path / "c%20d.mp4").touch()
+    assert sources.plain_path(f"file://{tmp_path}/a%20b%2541.mp4") == f"{tmp_path}/a b%41.mp4"
+    for name in ("a b%41.mp4", "c%20d.mp4"):
+        assert sources.plain_path(f"file://{tmp_path}/{name}") == f"{tmp_path}/{name}"
+    assert sources.plain_path("a%20b.mp4") == "a%20b.mp4"  # a path is no address
+
+
 def test_every_source_gives_the_same(video, tmp_path):
     path = video("gop12.mp4")
     wanted = VideoCrop(str(path)).crop(5, 9, "coarse")
