@@ -19,10 +19,7 @@ the reason. Whether a window lies inside its video is known only once the video 
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,8 +29,18 @@ from vo3.chat.tags import parse_turn
 from vo3.data.clips import SAMPLES, ClipRef, open_observation, with_refs
 from vo3.data.files import RowFiles
 from vo3.data.rejects import Rejects, RowError
+from vo3.data.row_parts import (
+    check_target,
+    first_of,
+    nested,
+    options_of,
+    rate_of,
+    row_id,
+    video_of,
+    window_of,
+)
 from vo3.rewards import DATA_SOURCES, target_from_row
-from vo3.trajectory import IMAGE_MARK, VIDEO_MARK, Target, Task, Trajectory, Turn
+from vo3.trajectory import IMAGE_MARK, VIDEO_MARK, Task, Trajectory, Turn
 
 _ROLES = {
     "user": "user",
@@ -43,7 +50,6 @@ _ROLES = {
     "system": "system",
 }
 _MESSAGE_KEYS = (("messages", "role", "content"), ("conversations", "from", "value"))
-_WHOLE = (-1, -1)
 # Frames in a list are taken as the sample itself: 2 a second, as a video would be sampled.
 SFT_FRAME_FPS = 2.0
 RL_FRAME_FPS = 4.0
@@ -119,10 +125,10 @@ def sft_trajectory(
     Raises:
       RowError: the row breaks a rule.
     """
-    id_ = _id(row, name)
+    id_ = row_id(row, name)
     if "schema_version" in row:
         return _own(row, id_, videos)
-    fps = _frame_fps(row, id_) or frame_fps
+    fps = rate_of(row, id_) or frame_fps
     system, messages = _messages(row, id_)
     refs = _clip_refs(row, id_, videos, fps)
     turns = _turns(messages, refs, id_)
@@ -161,8 +167,8 @@ def rl_task(
     Raises:
       RowError: the row breaks a rule.
     """
-    id_ = _id(row, name)
-    question = _first(row, ("problem", "question"))
+    id_ = row_id(row, name)
+    question = first_of(row, ("problem", "question"))
     if not isinstance(question, str) or not question.replace(VIDEO_MARK, "").strip():
         raise RowError(id_, "fields", "neither 'problem' nor 'question' holds text")
     source = row.get("data_source")
@@ -170,15 +176,15 @@ def rl_task(
         raise RowError(
             id_, "source", f"unknown data_source {source!r}; known are {sorted(data_sources)}"
         )
-    parsed = {**row, "solution": _nested(row.get("solution"))}
+    parsed = {**row, "solution": nested(row.get("solution"))}
     try:
         target = target_from_row(parsed)
     except (ValueError, TypeError) as error:
         raise RowError(id_, "fields", str(error)) from error
-    options = _options(_nested(row.get("options")), id_)
-    _check_target(target, options, id_)
-    video = _video(_nested(row.get("video")), "video", id_, videos)
-    fps = _frame_fps(row, id_)
+    options = options_of(nested(row.get("options")), id_)
+    check_target(target, options, id_)
+    video = video_of(nested(row.get("video")), "video", id_, videos)
+    fps = rate_of(row, id_)
     if isinstance(video, tuple):
         fps = fps or RL_FRAME_FPS
     return Task(
@@ -191,57 +197,7 @@ def rl_task(
     )
 
 
-def _check_target(target: Target, options: Mapping[str, str] | None, id_: str) -> None:
-    """Refuses what no answer could be rewarded for, or an empty one would be."""
-    for i, clue in enumerate(target.clues):
-        where = f"solution.clue[{i}].timestamp is {[clue.start, clue.end]}"
-        if not (math.isfinite(clue.start) and math.isfinite(clue.end)):
-            raise RowError(id_, "window", f"{where}, which is not finite")
-        if clue.start < 0:
-            raise RowError(id_, "window", f"{where}; it starts before the video")
-        if clue.end < clue.start:
-            raise RowError(id_, "window", f"{where}; it ends before it starts")
-    if target.data_source == "temporal_grounding":
-        if not target.clues:
-            raise RowError(id_, "fields", "a temporal grounding row needs a clue, its true segment")
-        if target.clues[0].start == target.clues[0].end:
-            raise RowError(
-                id_, "window", "the true segment, solution.clue[0], is empty: no answer overlaps it"
-            )
-        return
-    answer = target.answer.strip()
-    if not answer:
-        raise RowError(
-            id_, "fields", "solution.answer is empty: a reply that says nothing would be right"
-        )
-    if options and answer not in options:
-        raise RowError(
-            id_,
-            "fields",
-            f"solution.answer is {answer!r}, no option's letter; the options are {', '.join(options)}",
-        )
-
-
 # ---- parts of a row
-
-
-def _id(row: Mapping[str, Any], name: str) -> str:
-    value = _first(row, ("id", "doc_id"))
-    return str(value) if isinstance(value, (str, int)) and str(value) else name
-
-
-def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((row[key] for key in keys if row.get(key) is not None), None)
-
-
-def _nested(value: Any) -> Any:
-    """A nested value; in Parquet it may be JSON text."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _own(row: Mapping[str, Any], id_: str, videos: epath.PathLike | None) -> Trajectory:
@@ -255,7 +211,7 @@ def _own(row: Mapping[str, Any], id_: str, videos: epath.PathLike | None) -> Tra
         raise RowError(id_, "roles", "no assistant turn")
     if videos is None:
         return trajectory
-    video = _video(trajectory.task.video, "task.video", id_, videos)
+    video = video_of(trajectory.task.video, "task.video", id_, videos)
     task = Task(**{**vars(trajectory.task), "video": video})
     return Trajectory(**{**vars(trajectory), "task": task})
 
@@ -265,7 +221,7 @@ def _messages(row: Mapping[str, Any], id_: str) -> tuple[str, list[tuple[str, st
     key, role_key, text_key = next(
         (keys for keys in _MESSAGE_KEYS if row.get(keys[0]) is not None), _MESSAGE_KEYS[0]
     )
-    entries = _nested(row.get(key))
+    entries = nested(row.get(key))
     if not isinstance(entries, list) or not entries:
         raise RowError(id_, "fields", "'messages' (or 'conversations') is not a list of turns")
     system = row.get("system") or ""
@@ -337,7 +293,7 @@ def _assistant(text: str, i: int, id_: str) -> Turn:
 def _clip_refs(
     row: Mapping[str, Any], id_: str, root: epath.PathLike | None, fps: float
 ) -> tuple[ClipRef, ...]:
-    entries = _nested(row.get("videos"))
+    entries = nested(row.get("videos"))
     if entries is None and row.get("video") is not None:
         entries = [row["video"]]
     if isinstance(entries, (str, Mapping)):
@@ -346,117 +302,26 @@ def _clip_refs(
         raise RowError(id_, "videos", "'videos' is not a list of videos")
     refs = []
     for i, entry in enumerate(entries):
-        entry, where = _nested(entry), f"videos[{i}]"
+        entry, where = nested(entry), f"videos[{i}]"
         window, sample = None, None
         if isinstance(entry, Mapping):
             if unknown := sorted(set(entry) - {"url", "crop", "sample"}):
                 raise RowError(id_, "videos", f"{where} has the unknown keys {unknown}")
-            window = _window(_nested(entry.get("crop")), where, id_)
+            window = window_of(nested(entry.get("crop")), where, id_)
             sample = entry.get("sample") or None
             if sample not in SAMPLES:
                 known = ", ".join(str(s) for s in SAMPLES if s)
                 raise RowError(
                     id_, "sample", f"{where} has the sample {sample!r}; known are {known} and null"
                 )
-            entry = _nested(entry.get("url"))
+            entry = nested(entry.get("url"))
         if i == 0 and window is not None:
             raise RowError(
                 id_,
                 "window",
                 f"{where} is cut to {list(window)}, and the first video is the whole one",
             )
-        video = _video(entry, where, id_, root)
+        video = video_of(entry, where, id_, root)
         rate = fps if isinstance(video, tuple) or row.get("frame_fps") else None
         refs.append(ClipRef(video, window, sample, rate, clips=max(1, len(entries) - 1)))
     return tuple(refs)
-
-
-def _window(value: Any, where: str, id_: str) -> tuple[float, float] | None:
-    """Two rising seconds, or None for the whole video ([-1, -1], or no crop at all)."""
-    if value is None:
-        return None
-    if (
-        not isinstance(value, (list, tuple))
-        or len(value) != 2
-        or any(isinstance(t, bool) or not isinstance(t, (int, float)) for t in value)
-    ):
-        raise RowError(id_, "window", f"{where}.crop is {value!r}, not two seconds")
-    if tuple(value) == _WHOLE:
-        return None
-    try:
-        start, end = float(value[0]), float(value[1])
-    except OverflowError:
-        start = end = math.inf
-    if not (math.isfinite(start) and math.isfinite(end)):
-        raise RowError(id_, "window", f"{where}.crop is {value!r}, which is not finite")
-    if start < 0:
-        raise RowError(
-            id_,
-            "window",
-            f"{where}.crop is {value!r}; it starts before the video (the whole is [-1, -1])",
-        )
-    if end <= start:
-        raise RowError(id_, "window", f"{where}.crop is {value!r}; it ends before it starts")
-    return start, end
-
-
-def _video(value: Any, where: str, id_: str, root: epath.PathLike | None) -> str | tuple[str, ...]:
-    """A path, or a tuple of frame files, with relative ones under `root`."""
-    if isinstance(value, (list, tuple)):
-        if not value or not all(isinstance(part, str) and part for part in value):
-            raise RowError(id_, "videos", f"{where} is not a list of frame files")
-        return tuple(under(_path(part, where, id_), root) for part in value)
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(id_, "videos", f"{where} names no video: {value!r}")
-    return under(_path(value, where, id_), root)
-
-
-def _path(text: str, where: str, id_: str) -> str:
-    """What a file system can be asked for: no NUL, no half of a surrogate pair."""
-    try:
-        if b"\0" not in os.fsencode(text):
-            return text
-    except UnicodeEncodeError:
-        pass
-    raise RowError(id_, "videos", f"{where} is {text!r}, which can be no path")
-
-
-def under(path: str, root: epath.PathLike | None) -> str:
-    """A video's path under the folder that relative ones start from; absolute ones and addresses (gs://) stay as they are."""
-    if root is None or "://" in path or os.path.isabs(path):
-        return path
-    return os.fspath(epath.Path(root) / path)
-
-
-def _frame_fps(row: Mapping[str, Any], id_: str) -> float | None:
-    value = row.get("frame_fps")
-    if value is None or value == 0:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise RowError(id_, "fields", f"frame_fps is {value!r}, not frames per second")
-    return float(value)
-
-
-_LETTERED = re.compile(r"\s*\(?([A-Z])[).:]\s*(.*)", re.DOTALL)
-
-
-def _options(value: Any, id_: str) -> dict[str, str] | None:
-    """Letter -> text: from a mapping, or a list whose texts may begin with their letters."""
-    if value is None or (isinstance(value, (str, list, dict)) and not value):
-        return None
-    if isinstance(value, Mapping):
-        options = {str(k): v for k, v in value.items() if v is not None}
-        if not options:  # a Parquet struct of nulls
-            return None
-    elif isinstance(value, (list, tuple)):
-        letters = [chr(ord("A") + i) for i in range(len(value))]
-        found = [_LETTERED.fullmatch(text) if isinstance(text, str) else None for text in value]
-        if all(found) and [match[1] for match in found] == letters:
-            options = {match[1]: match[2].strip() for match in found}
-        else:
-            options = dict(zip(letters, value, strict=True))
-    else:
-        raise RowError(id_, "fields", f"'options' is {value!r}, neither a list nor letter -> text")
-    if len(options) > 26 or not all(isinstance(text, str) and text for text in options.values()):
-        raise RowError(id_, "fields", "'options' holds something that is no text")
-    return options

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vo3.data.seeker import under
+from vo3.data.row_parts import under
 from vo3.trajectory import SCHEMA_VERSION, Trajectory
 from vo3.video import Clip, VideoCrop, VideoError
 from vo3.viewer import browser
