@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from vo3 import json_line
+from vo3.video.errors import STORAGE
 
 # The kind of what another process that feeds the same rows could not read.
 ELSEWHERE = "elsewhere"
@@ -78,6 +79,20 @@ class FailureRecord:
         for failure in new:
             self._written.add((failure.step, failure.number))
             self._lines.append(json_line.dumps(dataclasses.asdict(failure)))
+        self._write()
+
+    def forget(self, step: int) -> None:
+        """Drops what storage failed from a step on: a run that ended for an outage would else meet the same end for ever."""
+        kept = []
+        for line in self._lines:
+            failure = Failure(**json.loads(line))
+            if failure.step < step or failure.kind not in (*STORAGE, "row"):
+                kept.append(line)
+        if len(kept) < len(self._lines):
+            self._lines = kept
+            self._write()
+
+    def _write(self) -> None:
         # Written whole, since an object store cannot append, and aside first, since a run may be killed here.
         part = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
         part.write_text("".join(f"{line}\n" for line in self._lines))

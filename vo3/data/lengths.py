@@ -38,6 +38,8 @@ WINDOW_SLACK = 1.0
 # Belongs to the key: raise it when the same inputs give other lengths.
 _METHOD = 2
 _CHUNK = 256
+# What rows are left out for that another copy of a video can mend.
+_OF_VIDEOS = ("file", "window")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +134,13 @@ def stored_lengths(
     folder: epath.PathLike,
     workers: int = 0,
     progress: Callable[[str], None] = log.info,
+    again: bool = False,
 ) -> Lengths:
     """The lengths kept in `folder`, or measured now and kept there. Arguments and errors as for `measure`.
 
-    A file that cannot be read is measured anew. Where several hosts train, one of them measures before the others ask: a video
-    that one host opens in time and another does not would give them different plans.
+    A file that cannot be read is measured anew; with `again`, those rows are too that were left out for their videos, which may be
+    there by now, or whole. Not without need: other lengths are another plan, which no run goes on with. Where several hosts train, one
+    of them measures before the others ask: a video that one host opens in time and another does not would give them different plans.
     """
     key = lengths_key(source, tokenizer, policy)
     path = epath.Path(folder) / f"lengths-{key[:16]}.npz"
@@ -146,17 +150,50 @@ def stored_lengths(
         except ValueError as error:
             progress(str(error))
         else:
-            lost = sum(r.rule == "file" for r in lengths.rejects)
-            if lost:
+            lost = [r.index for r in lengths.rejects if r.rule in _OF_VIDEOS]
+            if lost and again:
+                found = measure(
+                    _Chosen(source, lost),
+                    tokenizer,
+                    policy=policy,
+                    workers=workers,
+                    progress=progress,
+                )
+                lengths = _replaced(lengths, lost, found)
+                lengths.save(path, key=key)
+            elif lost:
                 progress(
-                    f"{path}: {lost} trajectories are left out because a video could not be read when lengths were "
-                    "measured; delete the file to try them again"
+                    f"{path}: {len(lost)} trajectories are left out because a video could not be read, or not to the end, when "
+                    "lengths were measured; delete the file to try them again"
                 )
             return lengths
     lengths = measure(source, tokenizer, policy=policy, workers=workers, progress=progress)
     lengths.save(path, key=key)
     progress(f"lengths of {len(lengths)} trajectories are kept in {path}")
     return lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Some trajectories of a source."""
+
+    source: Any
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[self.numbers[index]]
+
+
+def _replaced(lengths: Lengths, numbers: Sequence[int], found: Lengths) -> Lengths:
+    """The lengths with those of some trajectories as they were found now."""
+    tokens, patches = lengths.tokens.copy(), lengths.patches.copy()
+    tokens[numbers], patches[numbers] = found.tokens, found.patches
+    kept = [r for r in lengths.rejects if r.index not in set(numbers)]
+    new = [dataclasses.replace(r, index=numbers[r.index]) for r in found.rejects]
+    return Lengths(tokens, patches, tuple(sorted([*kept, *new], key=lambda r: r.index)))
 
 
 def measure(

@@ -359,6 +359,8 @@ class Loader(Iterator[LoadedStep]):
         if counts.trajectories >= _JUDGE_FROM and counts.share > self._failure_limit:
             kinds = ", ".join(f"{kind} {n}" for kind, n in counts.failures.most_common())
             last = failures[-1].message if failures else ""
+            if self._record is not None:
+                self._record.forget(self._batches.start_step)
             raise FailureLimitError(
                 f"{sum(counts.failures.values())} of {counts.trajectories} trajectories could not be read ({kinds}), more "
                 f"than the limit of {100 * self._failure_limit:g} %. The last: {last}. Check that the videos and rows are "

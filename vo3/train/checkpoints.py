@@ -192,8 +192,8 @@ class Checkpoints:
         except Exception as error:
             raise self._unwritten(self._manager.latest_step() or 0, error) from error
 
-    def frozen(self, make: Any) -> Params:
-        """The frozen parameters: from `WORKDIR/frozen`, or made by `make()` and written there."""
+    def frozen(self, make: Any, *, anew: bool = False) -> Params:
+        """The frozen parameters: from `WORKDIR/frozen`, or made by `make()` and written there; with `anew` always made, as where no checkpoint is and what an earlier start wrote may be of another model."""
         shapes = self.run.part(frozen=True)
         if not shapes:
             return {}
@@ -207,7 +207,7 @@ class Checkpoints:
         # Where nothing is renamed (gs://) half a write stands under the final name too.
         whole = path.exists() and ocp.utils.is_checkpoint_finalized(path)
         with ocp.StandardCheckpointer() as checkpointer:
-            if processes.agree(whole):
+            if not anew and processes.agree(whole):
                 return checkpointer.restore(path, shapes)
             params = make()
             try:

@@ -64,7 +64,12 @@ class RowFeed:
             data.rows, format=kind, videos=data.videos or None, files=data.format
         )
         lengths = self._lengths()
+        if not len(lengths):
+            raise ConfigError(f"data.rows={data.rows} holds no row")
         rejects = lengths.rejected(max_length=data.tokens_per_row)
+        if rejects.share > data.reject_limit:  # videos may have come since lengths were measured
+            lengths = self._lengths(again=True)
+            rejects = lengths.rejected(max_length=data.tokens_per_row)
         if processes.first():
             self._workdir.mkdir(parents=True, exist_ok=True)
             rejects.save(self._workdir / "rejects.jsonl")
@@ -115,20 +120,21 @@ class RowFeed:
             limit = _limit(data.feature_cache, data.clip_cache_bytes)
             self._tower = FrozenTower(run, frozen, data.feature_cache, limit_bytes=limit)
 
-    def _lengths(self) -> Lengths:
+    def _lengths(self, *, again: bool = False) -> Lengths:
         folder = self._folder()
-        measure = lambda: stored_lengths(
+        measure = lambda again: stored_lengths(
             self._source,
             self.tokenizer,
             policy=self._policy,
             folder=folder,
             workers=self._config.data.workers,
             progress=logging.info,
+            again=again,
         )
         # One process measures; the others then read what it found.
-        first = measure() if processes.first() else None
+        first = measure(again) if processes.first() else None
         processes.barrier("lengths")
-        return measure() if first is None else first
+        return measure(False) if first is None else first
 
     def _folder(self) -> epath.Path:
         """Beside the rows, where that can be written."""

@@ -120,7 +120,7 @@ def start(run: Trainable, checkpoints: ckpt.Checkpoints) -> tuple[TrainState, Pa
         return restored.state, checkpoints.frozen(lambda: run.split(initial_params(run))[1])
     trained, frozen = run.split(initial_params(run))
     make = jax.jit(run.new_state, out_shardings=jax.tree.map(lambda x: x.sharding, run.state))
-    return make(trained), checkpoints.frozen(lambda: frozen)
+    return make(trained), checkpoints.frozen(lambda: frozen, anew=True)
 
 
 def _loop(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -243,6 +244,23 @@ def test_stored_lengths_are_measured_once(tmp_path, videos, tokenizer, monkeypat
     assert same(stored_lengths(source, tokenizer, **arguments), first)
     assert "not a file of lengths" in told[0]
     assert same(Lengths.load(path), first)
+
+
+def test_rows_without_their_videos_are_measured_again_where_that_is_asked(tmp_path, tokenizer):
+    rows = [sft_row("a"), sft_row("late", url="late.mp4"), sft_row("short", url="short.mp4")]
+    write_video(tmp_path / "v" / "a.mp4")
+    whole = write_video(tmp_path / "whole.mp4")
+    write_video(tmp_path / "v" / "short.mp4", seconds=1.0)
+    source = RowSource(write_jsonl(tmp_path / "r.jsonl", rows), videos=tmp_path / "v")
+    arguments = {"policy": POLICY, "folder": tmp_path / "kept"}
+    first = stored_lengths(source, tokenizer, **arguments)
+    assert [(r.index, r.rule) for r in first.rejects] == [(1, "file"), (2, "window")]
+    for name in ("late", "short"):
+        shutil.copy(whole, tmp_path / "v" / f"{name}.mp4")
+    assert same(stored_lengths(source, tokenizer, **arguments), first)  # the plan stays the plan
+    second = stored_lengths(source, tokenizer, again=True, **arguments)
+    assert not second.rejects and len(set(second.tokens.tolist())) == 1
+    assert same(stored_lengths(source, tokenizer, **arguments), second)
 
 
 # ---- sources of rows

@@ -277,6 +277,17 @@ def test_too_many_failures_end_the_run(source, monkeypatch):
     assert len(all_of(load(plan, gone, failure_limit=0.7, stop=5))) == 5
 
 
+def test_an_outage_that_ended_the_run_is_forgotten(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader_module, "_JUDGE_FROM", 4)
+    kept = Failure(3, 0, "a", "a.mp4", "crash", "it ended the worker process")
+    FailureRecord(tmp_path, 0).add([kept])
+    gone = dataclasses.replace(source, gone=frozenset({0, 1, 2, 5}))
+    with pytest.raises(FailureLimitError):
+        all_of(load(source=gone, failures=tmp_path, failure_limit=0.1))
+    assert FailureRecord(tmp_path, 0).known == {(3, 0): kept}
+    assert_same(all_of(load(source=source, failures=tmp_path, stop=2)), all_of(load(source=source, stop=2)))
+
+
 def test_failures_are_remembered_by_the_run(source, tmp_path):
     """What failed once stays out when the run starts again, else it would not be the same run."""
     gone = dataclasses.replace(source, gone=frozenset({1, 5}))

@@ -180,6 +180,10 @@ def test_half_of_the_frozen_parameters_on_a_bucket_is_written_again(copied, monk
         assert_bitwise(checkpoints.frozen(put), made)
         assert (copied / "frozen" / "commit_success.txt").exists()
         assert_bitwise(checkpoints.frozen(lambda: pytest.fail("they are there")), made)
+        # Without a checkpoint they may be of a model that was replaced since.
+        other = {n: x + 1 for n, x in put().items()}
+        assert_bitwise(checkpoints.frozen(lambda: other, anew=True), other)
+        assert_bitwise(checkpoints.frozen(lambda: pytest.fail("they are there")), other)
 
 
 def test_another_data_plan_is_refused(copied):
