@@ -83,6 +83,12 @@ def test_it_is_found_from_folders_above_and_travels(data_dir):
     assert {open_source(path).fingerprint for path in same} == {source.fingerprint}
     (same[1] / "lengths-0.npz").write_bytes(b"kept beside the shards")
     assert open_source(same[1]).fingerprint == source.fingerprint
+    shard = next(same[1].glob("*.array_record*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as long, with other contents
+    changed = open_source(same[1])
+    assert changed.fingerprint != source.fingerprint and changed.contents != source.contents
+    shard.write_bytes(whole)
     again = pickle.loads(pickle.dumps(source))
     assert again[2] == source[2] and again.fingerprint == source.fingerprint
     half = TfdsSource(data_dir, split="train[:3]")

@@ -279,6 +279,12 @@ def _assistant_pieces(
 ) -> list[_Piece]:
     if turn.ids is not None:
         tokens = locate(turn.ids, tokenizer)
+        # What was sampled here needs no proof; a row may come from another model, or its text may have been edited.
+        if loss == "sft" and not tokens.text.startswith(turn.text):
+            raise ValueError(
+                f"its ids are not its text: they read {tokens.text[:40]!r} with this tokenizer, and the text is {turn.text[:40]!r}; "
+                "remove the ids, or use the tokenizer that they were sampled with"
+            )
     elif loss == "rl":
         raise ValueError(
             "it has no ids, and RL trains on sampled tokens only; keep them when sampling"

@@ -114,8 +114,15 @@ def locate(ids: Sequence[int], tokenizer: Tokenizer) -> TextTokens:
     """The characters of tokens that were sampled: ids stay as they are, the text is their decoding.
 
     Several tokens may make one character (bytes of UTF-8): the last one gets it, the others an empty span before it.
+
+    Raises:
+      ValueError: an id that the vocabulary has not got.
     """
     ids = [int(i) for i in ids]
+    if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
+        raise ValueError(
+            f"ids from {min(ids)} to {max(ids)} are not all in the vocabulary of {len(tokenizer)}: another tokenizer sampled them"
+        )
 
     def decode(part: list[int]) -> str:
         return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -31,9 +31,11 @@ class TrajectorySource(Protocol):
 
     Attributes:
       fingerprint: a hash of the contents and of how they are read.
+      contents: of the contents alone, wherever they and their videos lie.
     """
 
     fingerprint: str
+    contents: str
 
     def __len__(self) -> int: ...
 
@@ -55,7 +57,8 @@ class RowSource:
         self._rows = RowFiles(path, format=files)
         self._videos = None if videos is None else os.fspath(videos)
         self._frame_fps = frame_fps
-        self.fingerprint = _hash(_READER, self._rows.fingerprint, self._videos, frame_fps)
+        self.contents = self._rows.fingerprint
+        self.fingerprint = _hash(_READER, self.contents, self._videos, frame_fps)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -101,11 +104,11 @@ class TfdsSource:
         self._path, self._split = os.fspath(folder), split
         self._videos = None if videos is None else os.fspath(videos)
         self._open()
-        # Not every file: lengths may be kept beside them.
-        shards = folder.glob("*.array_record*")
-        files = sorted((file.name, file.stat().length) for file in shards)
+        # Not every file: lengths may be kept beside them. Whole ones: a rebuilt shard with other windows is as long as the old one.
+        files = sorted((file.name, _hash_file(file)) for file in folder.glob("*.array_record*"))
+        self.contents = _hash(files, split)
         info = (folder / "dataset_info.json").read_text()
-        self.fingerprint = _hash(_READER, info, files, split, self._videos)
+        self.fingerprint = _hash(_READER, info, self.contents, self._videos)
 
     def _open(self) -> None:
         # Not at the top: training on JSONL files must not need it.
@@ -251,6 +254,11 @@ def from_example(example: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _hash_file(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _hash(*parts: Any) -> str:

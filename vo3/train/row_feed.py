@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -99,7 +100,10 @@ class RowFeed:
             rows_multiple=self._rows,
         )
         self._measured = lengths
-        self.plan = self.data.fingerprint
+        # Lengths alone would be the same with other answers.
+        self.plan = hashlib.blake2b(
+            f"{self.data.fingerprint} {self._source.contents}".encode(), digest_size=16
+        ).hexdigest()
         if not same_everywhere(self.plan):
             raise ConfigError(
                 "processes plan different steps: they see different rows or lengths. Put data.rows, or the lengths beside "

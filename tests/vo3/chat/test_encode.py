@@ -19,6 +19,7 @@ from vo3.chat import (
     mrope_positions,
 )
 from vo3.chat.tokens import locate
+from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.trajectory import Turn
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -234,10 +235,22 @@ def test_sampled_ids_are_kept_as_they_are(qwen_tokenizer):
     assert encoded.loss_mask.sum() == len(spelt)
 
 
+def test_ids_of_another_tokenizer_or_another_text_are_refused(qwen_tokenizer):
+    ids = tuple(qwen_tokenizer("<answer>A</answer>")["input_ids"])
+    end = qwen_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    whole = Turn("answer", "<answer>A</answer>", answer="A", ids=(*ids, end), stop="end")
+    assert encode([whole], qwen_tokenizer).ids[3:-1].tolist() == [*ids, end]
+    edited = dataclasses.replace(whole, text="<answer>B</answer>")
+    with pytest.raises(ValueError, match=r"its ids are not its text: .*remove the ids"):
+        encode([edited], qwen_tokenizer)
+    with pytest.raises(ValueError, match=r"not all in the vocabulary of .*another tokenizer"):
+        encode([whole], build_tokenizer())
+
+
 def test_sampled_pads_are_words(qwen_tokenizer):
     specials = Specials.of(qwen_tokenizer)
     ids = (32, specials.vision_start, specials.video_pad, specials.image_pad, 33)
-    turn = Turn("text", "A?B", ids=ids, stop="length")
+    turn = Turn("text", qwen_tokenizer.decode(ids), ids=ids, stop="length")
     question, after = tool_turns()[1], Turn("forced", "answer")
     encoded = encode([question, turn, after], qwen_tokenizer)
     assert (encoded.feature_index >= 0).sum() == 18

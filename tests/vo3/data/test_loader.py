@@ -285,7 +285,9 @@ def test_an_outage_that_ended_the_run_is_forgotten(source, tmp_path, monkeypatch
     with pytest.raises(FailureLimitError):
         all_of(load(source=gone, failures=tmp_path, failure_limit=0.1))
     assert FailureRecord(tmp_path, 0).known == {(3, 0): kept}
-    assert_same(all_of(load(source=source, failures=tmp_path, stop=2)), all_of(load(source=source, stop=2)))
+    assert_same(
+        all_of(load(source=source, failures=tmp_path, stop=2)), all_of(load(source=source, stop=2))
+    )
 
 
 def test_failures_are_remembered_by_the_run(source, tmp_path):

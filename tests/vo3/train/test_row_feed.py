@@ -116,6 +116,11 @@ def test_the_feed_deals_out_what_the_plan_says(rows, tmp_path):
     assert sum(m.work.trajectories for m in micro) == 4
     tokens = sum(int((m.batch.visibility.enter >= 0).sum()) for m in micro)
     assert sum(m.work.tokens for m in micro) == tokens
+    # Another row of the same length is other data.
+    text = (rows / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(text.replace("broken", "Broken"))
+    other = RowFeed(config_of(rows, **{"data.rows": str(tmp_path / "rows.jsonl")}), mesh, tmp_path)
+    assert other.data.fingerprint == feed.data.fingerprint and other.plan != feed.plan
     # From the second step on: the same.
     again = list(feed.micro_batches(1, 2))
     for a, b in zip(again, [m for m in micro if m.step == 1], strict=True):
@@ -219,6 +224,7 @@ def test_too_many_rejected_rows_end_the_run(rows, tmp_path):
     [
         ({"data.reject_limit": 0.1}, r"1 of 5 rows .*raise data\.reject_limit"),
         ({"data.rows": "half.json"}, r"data\.rows=.*half\.json: .*half\.json"),
+        ({"data.rows": "empty.jsonl"}, r"data\.rows=.*empty\.jsonl holds no row"),
         ({"data.rows": "none.json", "data.reject_limit": 1.0}, r"data\.rows=.*none of 1 trajectories can be trained on"),
         (FailureLimitError("8 of 12 trajectories could not be read"), "8 of 12 trajectories could not be read"),
     ],
@@ -226,6 +232,7 @@ def test_too_many_rejected_rows_end_the_run(rows, tmp_path):
 def test_trouble_with_the_data_ends_the_command_in_one_line(
     rows, tmp_path, monkeypatch, fault, line
 ):
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "half.json").write_text('[{"id": "a"}, {"id"')
     (tmp_path / "none.json").write_text('[{"id": "a", "messages": [], "videos": []}]')
     if isinstance(fault, Exception):
