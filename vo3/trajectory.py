@@ -14,7 +14,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
-from vo3 import json_line
+from vo3 import json_fields, json_line
 
 SCHEMA_VERSION = 1
 VIDEO_MARK = "<video>"
@@ -234,8 +234,10 @@ class Trajectory:
                 f"trajectory has schema version {version!r}, this reads {SCHEMA_VERSION}"
             )
         try:
-            return _trajectory(data)
-        except (KeyError, TypeError) as error:
+            trajectory = _trajectory(data)
+            json_fields.check(trajectory)
+            return trajectory
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a trajectory: {type(error).__name__}: {error}") from error
 
     @classmethod

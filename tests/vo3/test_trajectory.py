@@ -166,6 +166,33 @@ def test_a_missing_field_is_refused(path):
         Trajectory.from_json(without(small().to_json(), *path))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "name"),
+    [
+        (("turns", 1, "text"), None, "'NoneType'"),
+        (("turns", 1, "ids"), ["1"], "Turn.ids"),
+        (("turns", 1, "stop"), "tired", "Turn.stop"),
+        (("turns", 0, "observations", 0, "fps"), None, "Observation.fps"),
+        (("turns", 0, "observations", 0, "tokens"), True, "Observation.tokens"),
+        (("turns", 0, "observations", 0, "grid"), [1, 2], "Observation.grid"),
+        (("turns", 1, "call", "end"), "2", "Call.end"),
+        (("task", "options"), ["a"], "Task.options"),
+        (("task", "video"), 3, "Task.video"),
+        (("task", "target", "answer"), None, "Target.answer"),
+        (("meta",), None, "Trajectory.meta"),
+        (("outcome",), "won", "Trajectory.outcome"),
+    ],
+)
+def test_a_field_of_another_type_is_named(path, value, name):
+    data = json.loads(json.dumps(small().to_json()))
+    place = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=f"not a trajectory: .*{name}"):
+        Trajectory.from_json(data)
+
+
 def test_what_is_no_trajectory_is_refused():
     with pytest.raises(ValueError, match=r"not a trajectory: TypeError: .*surprise"):
         Trajectory.from_json(small().to_json() | {"surprise": 1})

@@ -8,7 +8,7 @@ rest is not. `clip_refs` says what to read for each, `settle` puts the observati
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from vo3.trajectory import STRATEGIES, Observation, Trajectory
@@ -144,23 +144,32 @@ def clip_refs(trajectory: Trajectory) -> tuple[ClipRef, ...]:
         raise ValueError(
             f"trajectory {trajectory.task.id}: meta['clips'] has {len(entries)} entries for {len(observations)} observations"
         )
-    refs = []
+    try:
+        return tuple(_refs(trajectory, observations, entries))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"trajectory {trajectory.task.id}: meta['clips'] is none that this package wrote: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _refs(
+    trajectory: Trajectory, observations: Sequence[Observation], entries: Sequence[Any]
+) -> Iterator[ClipRef]:
     for i, observation in enumerate(observations):
         if not is_open(observation):
             entry = entries[i] if entries else {"video": trajectory.task.video}
             video, fps = entry["video"], entry.get("frame_fps", trajectory.task.frame_fps)
-            refs.append(ClipRef(_video(video), frame_fps=fps, shown=observation))
+            yield ClipRef(_video(video), frame_fps=fps, shown=observation)
         elif entries:
             entry = dict(entries[i])
             window = entry.pop("window", None)
             video = _video(entry.pop("video"))
-            refs.append(ClipRef(video, tuple(window) if window else None, **entry))
+            yield ClipRef(video, tuple(window) if window else None, **entry)
         else:
             raise ValueError(
                 f"trajectory {trajectory.task.id}: observation {observation.index} was never read and "
                 "meta['clips'] does not say from where"
             )
-    return tuple(refs)
 
 
 def with_refs(trajectory: Trajectory, refs: Sequence[ClipRef]) -> Trajectory:

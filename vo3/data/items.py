@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -172,7 +173,13 @@ class ItemReader:
             if key is not None and self.clip_cache is not None:
                 self.clip_cache.put(key, clip)
         patch = self.crop_policy.token_size // MERGE
-        return Shot(key, clip.observation(0), patchify_levels(clip.frames, patch_size=patch))
+        patches = patchify_levels(clip.frames, patch_size=patch)
+        if len(patches) != math.prod(clip.grid):
+            raise ValueError(
+                f"observation {ref.shown.index if ref.shown else 0} says a grid of {clip.grid} patches, and its frames of "
+                f"{clip.frames.shape[2]} x {clip.frames.shape[1]} pixels make {len(patches)}"
+            )
+        return Shot(key, clip.observation(0), patches)
 
     def _decode(self, ref: ClipRef, videos: dict[tuple, VideoCrop], deadline: Deadline) -> Clip:
         deadline.check()

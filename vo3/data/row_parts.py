@@ -33,7 +33,7 @@ def nested(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # or brackets nested thousands deep
             return value
     return value
 

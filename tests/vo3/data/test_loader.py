@@ -32,12 +32,13 @@ from loader_world import (
 from vo3.data import items as items_module
 from vo3.data import loader as loader_module
 from vo3.data.clip_cache import ClipCache
-from vo3.data.clips import ClipRef, with_refs
+from vo3.data.clips import ClipRef, clip_refs, with_refs
 from vo3.data.failures import Failure, FailureLimitError, FailureRecord
 from vo3.data.items import Encoding
 from vo3.data.lengths import Lengths
 from vo3.data.loader import make_loader
 from vo3.data.plan import Plan
+from vo3.trajectory import Observation, Trajectory, Turn
 
 PLAN = ListedPlan(
     (
@@ -259,6 +260,23 @@ def test_a_row_that_cannot_be_encoded(source):
     items[3] = with_refs(items[3], [ClipRef(items[3].task.video, (90.0, 95.0), "fine")])
     ((_, (batch,)),) = all_of(load(source=Source(items), stop=1))
     assert [(f.number, f.kind) for f in batch.failures] == [(2, "row"), (3, "window")]
+
+
+def test_a_grid_that_its_frames_do_not_make_costs_its_row(source):
+    items = list(source.items)
+    task = items[2].task
+    shown = Observation(0, 0.0, 2.0, 1.0, (0.0, 1.0), (0, 10), 56, 56, (1, 2, 4), 2)
+    turns = (
+        Turn("question", "<video>what?", observations=(shown,)),
+        Turn("answer", "<think>x</think>\n<answer>A</answer>", answer="A"),
+    )
+    items[2] = Trajectory(task, turns, "answered", answer="A")
+    ((_, (batch,)),) = all_of(load(source=Source(items), stop=1))
+    (failure,) = batch.failures
+    assert failure.number == 2 and "grid of (1, 2, 4) patches" in failure.message
+    broken = dataclasses.replace(items[2], meta={"clips": [{"film": "a.mp4"}]})
+    with pytest.raises(ValueError, match=r"meta\['clips'\] is none that this package wrote"):
+        clip_refs(broken)
 
 
 def test_a_video_that_grew_since_it_was_measured(source):
