@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FENCE = re.compile(r"```[A-Za-z]*\s*\n?(.*?)```", re.DOTALL)
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _CLOCK = re.compile(r"^(?:(\d+):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)$")
@@ -68,14 +69,14 @@ def parse_reply(text: str, schema: Mapping[str, Any], *, cut: bool = False) -> P
     return Parsed(encodable(value), repaired)
 
 
-def encodable(value: Any) -> Any:
-    """The value, half a surrogate pair in its texts (an escaped emoji that was cut) replaced by a question mark: no request, file or database takes it."""
+def encodable(value: Any, put: str = "?") -> Any:
+    """The value, half a surrogate pair in its texts (an escaped emoji that was cut) replaced: no request, file or database takes it."""
     if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+        return value if value.isascii() else _SURROGATE.sub(put, value)
     if isinstance(value, Mapping):
-        return {encodable(k): encodable(v) for k, v in value.items()}
+        return {encodable(k, put): encodable(v, put) for k, v in value.items()}
     if isinstance(value, list):
-        return [encodable(x) for x in value]
+        return [encodable(x, put) for x in value]
     return value
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from data_prep.jsonish import encodable
 from vo3.data.files import RowFiles
 from vo3.data.rejects import Rejects, RowError
 from vo3.data.seeker import sft_trajectory
@@ -104,8 +105,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         for number in range(len(rows)):
             try:
                 trajectory = sft_trajectory(rows[number], rows.describe(number))
-                example = to_example(trajectory)
+                # As tokenising replaces it: the rows and the data set give the same ids.
+                example = encodable(to_example(trajectory), "\ufffd")
             except RowError as error:
                 self.rejects.add(number, error)
+                continue
+            except ValueError as error:  # what `clip_refs` refuses
+                self.rejects.add(number, RowError(trajectory.task.id, "fields", str(error)))
                 continue
             yield number, example

@@ -121,22 +121,27 @@ def test_broken_rows_are_left_out_and_listed(tmp_path):
     )
     settled = json.loads(own.dumps())
     settled["turns"][1]["observations"] = [json.loads(json.dumps(vars(shown)))]
+    pictured = json.loads(own.dumps())
+    pictured["turns"][1]["observations"][0]["media"] = "image"
     lines = [
         good[0],
         "{",
         json.dumps(json.loads(good[1]) | {"videos": []}),
         good[2],
         json.dumps(settled),
+        json.dumps(json.loads(good[2]) | {"id": "half \ud83d"}),
+        json.dumps(pictured),
     ]
     (rows / "rows.jsonl").write_text("\n".join(lines))
-    with pytest.raises(RejectLimitError, match=r"3 of 5 rows.*1\.0\.0-rejects\.jsonl"):
+    with pytest.raises(RejectLimitError, match=r"4 of 7 rows.*1\.0\.0-rejects\.jsonl"):
         build(str(rows), str(tmp_path / "a"))
     assert not (tmp_path / "a" / "seeker_173k" / "1.0.0").exists()
     build(str(rows), str(tmp_path / "b"), reject_limit=0.6)
     source = TfdsSource(tmp_path / "b")
-    assert [source[i].task.id for i in range(len(source))] == ["single-tool-1", "single-no-tool-1"]
+    ids = ["single-tool-1", "single-no-tool-1", "half \ufffd"]
+    assert [source[i].task.id for i in range(len(source))] == ids
     listed = (tmp_path / "b" / "seeker_173k" / "1.0.0-rejects.jsonl").read_text().splitlines()
-    assert [json.loads(line)["index"] for line in listed] == [1, 2, 4]
+    assert [json.loads(line)["index"] for line in listed] == [1, 2, 4, 6]
     with pytest.raises(RowError, match="train on the JSONL file itself"):
         to_example(sft_trajectory(settled))
 

@@ -123,6 +123,7 @@ def find_files(
             for file in several
             if (file.suffix in SUFFIXES or (pattern and any_ending))
             and not file.stem.endswith("rejects")
+            and not file.name.startswith(".")  # half written by somebody, or an editor's
         )
     else:
         if not path.exists():

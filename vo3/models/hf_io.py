@@ -335,8 +335,12 @@ def save(
 
 
 def copy_companions(source: epath.PathLike, directory: epath.PathLike) -> None:
-    """Copies the tokenizer, processor and generation files that the source has."""
-    for name in COMPANIONS:
+    """Copies the tokenizer, processor and generation files that the source has, and the prompt pack that its `vo3.json` names."""
+    settings = epath.Path(source) / "vo3.json"
+    pack = json.loads(settings.read_text()).get("prompt_pack") if settings.exists() else None
+    # Where it is one of ours there is no such file; one elsewhere stays there.
+    packs = (pack,) if isinstance(pack, str) and pack == epath.Path(pack).name else ()
+    for name in (*COMPANIONS, *packs):
         file = epath.Path(source) / name
         target = epath.Path(directory) / name
         if file.exists() and not (target.exists() and file.resolve() == target.resolve()):

@@ -151,9 +151,9 @@ def _load_orbax(
         }
         try:
             state = checkpointer.restore(path, hf_io.unflatten(shapes, target))
-        except (ValueError, KeyError, FileNotFoundError) as error:
+        except Exception as error:  # tensorstore has errors of its own
             raise CheckpointError(
-                f"{path} does not hold the parameters that {directory / 'config.json'} describes: {error}"
+                f"{path} does not hold the parameters that {directory / 'config.json'} describes, or not all of them: {str(error)[:300]}"
             ) from error
     return nnx.merge(graph, state)
 

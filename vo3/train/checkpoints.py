@@ -253,7 +253,7 @@ def read_params(workdir: epath.PathLike, shapes: dict[str, jax.ShapeDtypeStruct]
 
     Raises:
       FileNotFoundError: the run has no checkpoint.
-      CheckpointError: its configuration cannot be read.
+      CheckpointError: its configuration, or the checkpoint, cannot be read.
       ConfigError: it is of another architecture.
     """
     workdir = epath.Path(workdir)
@@ -280,6 +280,15 @@ def _read(path: epath.Path, where: dict[str, Any], *, inside: str = "") -> Param
     some = next(iter(where.values()))
     spread = isinstance(some, jax.sharding.NamedSharding)
     whole = replicated(some.mesh) if spread else some
+    try:
+        return _restored(path, where, whole, inside)
+    except Exception as error:  # tensorstore has errors of its own
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {str(error)[:300]}); copy it anew, or move it away where an older step stands beside it"
+        ) from error
+
+
+def _restored(path: epath.Path, where: dict[str, Any], whole: Any, inside: str) -> Params:
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path)
         stored = getattr(stored, "item_metadata", stored)

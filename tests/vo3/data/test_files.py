@@ -128,6 +128,7 @@ def test_several_files_are_one_after_the_other(tmp_path):
     (tmp_path / "notes.txt").write_text("not rows")
     (tmp_path / "rejects.jsonl").write_text('{"id": "x"}')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / ".b4f1-b.jsonl").write_text('{"id": "half')  # being written, or left by a kill
     rows = RowFiles(tmp_path)
     assert list(rows) == ROWS
     assert [rows.describe(i) for i in range(3)] == ["a.json:1", "b.jsonl:1", "b.jsonl:2"]

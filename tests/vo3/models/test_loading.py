@@ -84,7 +84,7 @@ def test_defaults_without_settings(folder):
     assert model.source == folder
 
 
-def test_settings_of_the_directory(folder):
+def test_settings_of_the_directory(folder, tmp_path):
     policy = CropPolicy(recipe="rl", max_crop_frames=4)
     pack = {**vo3.models.load(folder).prompt_pack.to_dict(), "name": "mine"}
     (folder / "mine.yaml").write_text(json.dumps(pack))  # JSON is YAML
@@ -95,6 +95,8 @@ def test_settings_of_the_directory(folder):
     assert model.prompt_pack.name == "mine"
     assert model.config.mrope_time == "exact"
     assert vo3.models.load(folder, mrope_time="hf_int").config.mrope_time == "hf_int"
+    model.save_hf(tmp_path / "copy")  # with the pack that its settings name
+    assert vo3.models.load(tmp_path / "copy").prompt_pack.name == "mine"
 
 
 @pytest.mark.parametrize(

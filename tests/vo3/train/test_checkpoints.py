@@ -167,6 +167,17 @@ def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_again(copied)
         assert checkpoints.restore().position.step == 6
 
 
+def test_a_cut_checkpoint_is_named_where_only_its_parameters_are_read(copied):
+    shapes = {"embed.table": jax.ShapeDtypeStruct((4, 4), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}  # fmt: skip
+    newest = max(steps_of(copied))
+    folder = copied / "checkpoints" / str(newest) / "state"
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=rf"{newest}/state cannot be read .*older step"):
+        ckpt.read_params(copied, shapes)
+
+
 def test_half_of_the_frozen_parameters_on_a_bucket_is_written_again(copied, monkeypatch):
     """On gs:// Orbax writes in place and marks what is whole; a folder that it takes for one there stands for it."""
     monkeypatch.setattr(gcs_utils, "is_gcs_path", lambda path: path.name == "frozen")
