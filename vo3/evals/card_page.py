@@ -65,7 +65,9 @@ def warnings(card: dict[str, Any]) -> list[str]:
     if n := card["unread"]:
         told.append(f"{many(n, 'answer')} could not be read by the scorer: counted as wrong.")
     if n := card["unjudged"]:
-        told.append(f"{many(n, 'answer')} only a judge can score, and none was set: left out.")
+        told.append(
+            f"{many(n, 'answer')} only a judge can score, and none was set or it did not say: left out."
+        )
     if faulty := bench["faulty"]:
         told.append(
             f"{many(len(faulty), 'question')} cannot be answered rightly as published: {faulty[0]['note']}."

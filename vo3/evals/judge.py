@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from vo3 import json_line
@@ -30,10 +31,12 @@ _SYSTEM = (
 )
 _TRIES = 4
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
+# What an endpoint says of one question (too long, filtered), not of all: the others go on.
+_REFUSED = (400, 413, 422)
 
 
 class JudgeError(RuntimeError):
-    """The judge cannot be reached or does not understand; names the endpoint and the remedy."""
+    """The judge cannot be reached, or not under this name and key; names the endpoint and the remedy."""
 
 
 class Judge:
@@ -73,7 +76,9 @@ class Judge:
         self._key, self._limit, self._pause = key, time_limit, pause
         cache = epath.Path(cache)
         self._folder = cache.with_suffix("")
-        self._known: dict[str, bool] = {}
+        # None: no judgement. It is not kept in a file: a later run asks again.
+        self._known: dict[str, bool | None] = {}
+        self._limits: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
         if cache.exists():
             for line in cache.read_text().split("\n")[
                 :-1
@@ -96,11 +101,11 @@ class Judge:
             )
         return cls(config.url, config.model, key=key, cache=cache, time_limit=config.time_limit)
 
-    def __call__(self, question: Question, answer: str) -> bool:
-        """Whether `answer` is right.
+    def __call__(self, question: Question, answer: str) -> bool | None:
+        """Whether `answer` is right; None where the judge does not say so in several tries, or refuses this question.
 
         Raises:
-          JudgeError: no usable reply after several tries.
+          JudgeError: it cannot be reached, or refuses the key, the model or the address.
         """
         prompt = _prompt(question, answer)
         key = hashlib.sha256(f"{self.name}\n{prompt}".encode()).hexdigest()[:32]
@@ -109,22 +114,27 @@ class Judge:
             if file.exists():  # of an earlier run, or of another shard
                 self._known[key] = json.loads(file.read_text())["right"]
             else:
-                self._known[key] = self._ask(prompt)
-                entry = {"id": question.id, "answer": answer, "right": self._known[key]}
-                write_atomically(file, json_line.dumps(entry) + "\n")
+                said = self._known[key] = self._ask(prompt, question.id)
+                if said is not None:
+                    entry = {"id": question.id, "answer": answer, "right": said}
+                    write_atomically(file, json_line.dumps(entry) + "\n")
         return self._known[key]
 
-    def _ask(self, prompt: str) -> bool:
+    def _ask(self, prompt: str, name: str) -> bool | None:
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 16}
-        problem = ""
+        problem, reached = "", False
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(self._pause * 2 ** (attempt - 1))
             try:
-                said = self._post(body)
+                said = self._post({"model": self.model, "messages": messages, **self._limits})
+                reached = True
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code}: {error.read(300).decode(errors='replace')}"
+                reached = error.code in _REFUSED
+                if reached and any(limit in problem for limit in self._limits):
+                    self._limits = {}  # models that reason take neither
+                    continue
                 if error.code not in _RETRIED:
                     break
                 continue
@@ -137,6 +147,9 @@ class Judge:
             problem = f"it said {said[:80]!r}"
         if self._key:  # an endpoint may send it back
             problem = problem.replace(self._key, "***")
+        if reached:
+            logging.warning("the judge gave no judgement of question %s: %s", name, problem)
+            return None
         raise JudgeError(
             f"the judge {self.model} at {self.url} gave no judgement ({problem}); correct judge.url and judge.model, and start again: nothing is lost"
         )

@@ -148,8 +148,9 @@ def run_job(
         progress.start(job.benchmark.title, job.mode.key, len(by_id))
         # Of other processes too: the number of parts may have been another when a line was written.
         known = {t.task.id: t for t in read_parts(folder) if not may_be_asked(t)}
+        tell = _Graded(job, judge, progress)
         for name in known.keys() & by_id.keys():
-            progress.add(grade(by_id[name], known[name], job.benchmark.scorer, judge))
+            tell(by_id[name], known[name])
         todo = [
             Asked(group[0].task.video, tasks)
             for group in mine
@@ -161,9 +162,25 @@ def run_job(
                 hashes[source] = _hash(source)
             meta = trajectory.meta | {"video_hash": hashes[source]}
             journal.append(dataclasses.replace(trajectory, meta=meta))
-            question = by_id[trajectory.task.id]
-            progress.add(grade(question, trajectory, job.benchmark.scorer, judge))
+            tell(by_id[trajectory.task.id], trajectory)
         progress.stop()
+
+
+class _Graded:
+    """Tells the progress of what is right so far. A judge that is lost on the way costs no answer: the card, made last, needs it."""
+
+    def __init__(self, job: Job, judge: Any, progress: Progress):
+        self._job, self._judge, self._progress = job, judge, progress
+
+    def __call__(self, question: Question, trajectory: Trajectory) -> None:
+        scorer = self._job.benchmark.scorer
+        try:
+            verdict = grade(question, trajectory, scorer, self._judge)
+        except JudgeError as error:
+            self._progress.say(f"{error}. Asking goes on; the score shown is the rule's")
+            self._judge = None
+            verdict = grade(question, trajectory, scorer)
+        self._progress.add(verdict)
 
 
 def _hash(source: Any) -> str | None:

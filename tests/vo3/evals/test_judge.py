@@ -16,14 +16,17 @@ from vo3.evals.questions import Question
 
 
 class Endpoint(http.server.BaseHTTPRequestHandler):
-    """Replies with `server.replies` in turn; an integer is a status without a body that can be used."""
+    """Replies with `server.replies` in turn; an integer is a status without a body that can be used, a dictionary a status with a text."""
 
     def do_POST(self):
         size = int(self.headers["Content-Length"])
         self.server.seen.append((self.path, dict(self.headers), json.loads(self.rfile.read(size))))
         reply = self.server.replies.pop(0)
+        status = reply if isinstance(reply, int) else 200
         body = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
-        self.send_response(reply if isinstance(reply, int) else 200)
+        if isinstance(reply, dict):
+            status, body = reply["status"], reply["text"].encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -81,7 +84,7 @@ def test_an_answer_cannot_speak_to_the_judge(server, tmp_path):
 
 
 def test_an_endpoint_that_sends_the_key_back_does_not_bring_it_into_the_message(server, tmp_path):
-    server.replies = ["secret-key"] * 4
+    server.replies = ["secret-key", {"status": 401, "text": "secret-key"}]
     with pytest.raises(JudgeError, match=r"\*\*\*") as error:
         judge(server, tmp_path, key="secret-key")(QUESTION, "the dog")
     assert "secret-key" not in str(error.value)
@@ -126,8 +129,26 @@ def test_passing_faults_are_tried_again(server, tmp_path):
     assert one.asked == 3
 
 
+@pytest.mark.parametrize("replies", [["maybe"] * 4, [422], [503, 400]])
+def test_one_question_without_a_judgement_ends_nothing(replies, server, folder):
+    server.replies = [*replies, "right"]
+    one = judge(server, folder)
+    assert one(QUESTION, "the dog") is None and server.replies == ["right"]
+    assert one(QUESTION, "the dog") is None  # not asked again in this run
+    assert judge(server, folder)(QUESTION, "the dog") is True  # but in the next
+
+
+def test_a_model_that_takes_no_limits_is_asked_without(server, tmp_path):
+    refusal = {"status": 400, "text": "Unsupported parameter: 'max_tokens'"}
+    server.replies = [refusal, "right", "wrong"]
+    one = judge(server, tmp_path)
+    assert one(QUESTION, "the dog") is True and one(QUESTION, "the cat") is False
+    limits = [{"temperature", "max_tokens"} & set(body) for _, _, body in server.seen]
+    assert limits == [{"temperature", "max_tokens"}, set(), set()]
+
+
 @pytest.mark.parametrize(
-    ("replies", "told"), [([401], "status 401"), (["maybe"] * 4, "it said 'maybe'")]
+    ("replies", "told"), [([401], "status 401"), ([404], "status 404"), ([503] * 4, "status 503")]
 )
 def test_no_judgement_is_an_error_that_names_the_endpoint(replies, told, server, tmp_path):
     server.replies = list(replies)
