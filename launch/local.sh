@@ -57,7 +57,8 @@ stop() { for pid in "${PIDS[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
 trap stop TERM INT
 
 for ((i = 0; i < COUNT; i++)); do
-  VO3_PROCESS=$i "$PYTHON" -m "$MODULE" "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
+  # The prefixers outlive a signal to the whole group (Ctrl-C, batch systems): else the processes would die of their next line.
+  VO3_PROCESS=$i "$PYTHON" -m "$MODULE" "$@" > >(trap '' INT TERM && exec sed -u "s/^/[$i] /") 2> >(trap '' INT TERM && exec sed -u "s/^/[$i] /" >&2) &
   PIDS+=($!)
 done
 

@@ -235,6 +235,20 @@ start() {
   on_all "$REFUSE; cd vo3-src && rm -f ../vo3.rc && (setsid bash -c $(quote "trap : TERM; $command >../vo3.log 2>&1; echo \$? >../vo3.rc") </dev/null >/dev/null 2>&1 & echo \$! >../vo3.pid)"
 }
 
+# Every slice is told, whatever another one says; a worker whose trainer has ended is no failure.
+stop() {
+  local node failed=()
+  for node in "${NODES[@]}"; do
+    # shellcheck disable=SC2016  # the worker expands it
+    run "${TPUS[@]}" tpu-vm ssh "$node" "${PLACE[@]}" --worker=all \
+      --command='if kill -TERM -- "-$(cat vo3.pid)"; then echo "$(hostname): told to stop"; elif ! kill -0 -- "-$(cat vo3.pid)" 2>/dev/null; then echo "$(hostname): no trainer runs"; else exit 1; fi' ||
+      failed+=("$node")
+  done
+  ((${#failed[@]} == 0)) && return
+  say "not stopped: ${failed[*]}; their workers say why. '$0 stop' tries again"
+  return 1
+}
+
 on_first() {
   "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 --command="$1"
 }
@@ -262,6 +276,6 @@ case "$ACTION" in
     fi
     ;;
   logs) run "${TPUS[@]}" tpu-vm ssh "${NODES[0]}" "${PLACE[@]}" --worker=0 --command='tail -n 100 -F vo3.log' ;;
-  stop) on_all "kill -TERM -- -\$(cat vo3.pid)" ;;
+  stop) stop ;;
   down) down ;;
 esac

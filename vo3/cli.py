@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 import vo3
+from vo3 import extras
 from vo3.evals import commands as evals_commands
 from vo3.serve import commands as serve_commands
 from vo3.viewer import commands as viewer_commands
@@ -50,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vo3: interrupted", file=sys.stderr)
         return 130
+    except ImportError as error:
+        told = extras.remedy(error)
+        if told is None:
+            raise
+        print(f"vo3: {told}", file=sys.stderr)
+        return 2
     except _expected() as error:
         print(f"vo3: {error}", file=sys.stderr)
         return 2
@@ -66,6 +73,7 @@ def _expected() -> tuple[type[BaseException], ...]:
         ("vo3.train.config", "ConfigError"),
         ("vo3.evals.questions", "AnnotationError"),
         ("vo3.evals.cards", "CardError"),
+        ("vo3.evals.journal", "JournalError"),
         ("vo3.evals.judge", "JudgeError"),
         ("vo3.viewer.commands", "ViewError"),
         ("vo3.serve.commands", "ServeError"),

@@ -240,6 +240,7 @@ index, count = os.environ["VO3_PROCESS"], os.environ["VO3_PROCESSES"]
 folder = pathlib.Path(next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2])
 mode = sys.argv[-1]
 def leave(*_):
+    print("leaving", flush=True)
     (folder / f"saved{index}").touch()
     sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
@@ -294,6 +295,20 @@ def test_sigterm_reaches_every_process(stand_in, tmp_path):
         started.send_signal(signal.SIGTERM)
         assert started.wait(timeout=120) == 0
     assert all((tmp_path / f"saved{i}").exists() for i in range(2))
+
+
+def test_a_signal_to_the_whole_group_loses_no_last_word(stand_in, tmp_path):
+    """As Ctrl-C in a terminal and some batch systems send it: what prefixes the lines gets it too."""
+    env = {"PATH": os.environ["PATH"], **stand_in}
+    command = [str(LAUNCH / "local.sh"), "2", f"--workdir={tmp_path}", "wait"]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as started:
+        wait_for(lambda: all((tmp_path / f"up{i}").exists() for i in range(2)))
+        os.killpg(started.pid, signal.SIGINT)
+        out, _ = started.communicate(timeout=120)
+    assert started.returncode == 0 and all((tmp_path / f"saved{i}").exists() for i in range(2))
+    assert {b"[0] leaving", b"[1] leaving"} <= set(out.splitlines())
 
 
 def test_local_refuses_what_cannot_work(tmp_path):

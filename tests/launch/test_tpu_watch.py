@@ -191,6 +191,26 @@ def test_a_trainer_that_vanished_without_a_code_is_started_again(cloud):
     assert cloud.counted("vo3.train.sft") == 1
 
 
+def test_every_slice_is_told_to_stop_whatever_another_one_says(cloud):
+    (cloud.folder / "fail-run1-0").write_text("1\n")
+    done = cloud.play("stop", NUM_SLICES="2")
+    assert done.returncode == 1 and "not stopped: run1-0;" in done.stderr
+    assert cloud.counted("ssh run1-1") == 1
+    assert cloud.play("stop", NUM_SLICES="2").returncode == 0
+
+
+def test_stopping_what_has_ended_is_no_failure(worker):
+    home = worker("exec sleep 300")
+    (stop,) = remote_commands("stop")
+    assert "no trainer runs" in on(home, stop).stdout
+    (starts,) = remote_commands("run")[1:]
+    assert on(home, starts).returncode == 0
+    wait_for((home / "words").exists)
+    done = on(home, stop)
+    assert done.returncode == 0 and "told to stop" in done.stdout
+    wait_for(lambda: "no trainer runs" in on(home, stop).stdout)
+
+
 def test_refused_calls_after_a_preemption_are_made_again(cloud):
     """One of each; what a half-begun start left is ended before the next."""
     (cloud.folder / "state").write_text("SUSPENDED\n")

@@ -19,6 +19,10 @@ SETTINGS = "settings.json"
 _UPLOAD_EVERY = 30.0  # seconds; object stores cannot append
 
 
+class JournalError(ValueError):
+    """A kept answer cannot be read; names file and line."""
+
+
 def part_name(shard: int, shards: int) -> str:
     """The file of one of several processes; one process alone writes `FILE`."""
     return FILE if shards == 1 else f"trajectories-{shard:05d}-of-{shards:05d}.jsonl"
@@ -57,7 +61,7 @@ class Journal:
           again: whether to drop what `may_be_asked` again, from the file too.
 
         Raises:
-          ValueError: a line in the middle is no trajectory.
+          JournalError: a line in the middle is no trajectory.
         """
         self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +70,7 @@ class Journal:
         self.done = {t.task.id for t in self.trajectories}
         self._remote = "://" in str(self.path)
         self._uploaded = time.monotonic()
+        self._kept = len(self.trajectories)  # of them on the object store
         self._file = None
         if not self._remote:
             if len(self.trajectories) < len(read):
@@ -89,6 +94,11 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def flush(self) -> None:
+        """Writes what an object store has not got yet."""
+        if self._file is None and self._kept < len(self.trajectories):
+            self._upload()
+
     def close(self) -> None:
         """Ends writing."""
         if self._file is None:
@@ -104,7 +114,7 @@ class Journal:
 
     def _upload(self) -> None:
         self.path.write_bytes(b"".join(t.dumps().encode() + b"\n" for t in self.trajectories))
-        self._uploaded = time.monotonic()
+        self._uploaded, self._kept = time.monotonic(), len(self.trajectories)
 
 
 def _read(path: epath.Path) -> tuple[list[Trajectory], int]:
@@ -118,7 +128,7 @@ def _read(path: epath.Path) -> tuple[list[Trajectory], int]:
         try:
             trajectories.append(Trajectory.loads(line.decode()))
         except ValueError as error:
-            raise ValueError(
+            raise JournalError(
                 f"{path}, line {number}, is no trajectory: {error}; remove the line, and its question will be asked again"
             ) from error
     return trajectories, size
@@ -148,6 +158,9 @@ def check_settings(folder: epath.Path, settings: dict[str, Any]) -> None:
         return
     kept, now = flat(json.loads(file.read_text())), flat(settings)
     changed = [key for key in sorted({*kept, *now}) if kept.get(key) != now.get(key)]
+    if "checkpoint.hash" in kept and "checkpoint.hash" not in changed:
+        # The same parameters under another name: a path may be written in many ways.
+        changed = [key for key in changed if key != "checkpoint.name"]
     if changed:
         told = "; ".join(f"{key} was {kept.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
         raise ConfigError(

@@ -15,12 +15,17 @@ from vo3.viewer.page import document
 MARKDOWN, HTML = "summary.md", "index.html"
 
 
-def load_all(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Every card under a workdir, by benchmark, mode and quota."""
-    files = sorted(epath.Path(workdir).glob(f"*/*/{cards.JSON}"))
-    found = [cards.load(file) for file in files]
+def load_all(workdir: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every card under a workdir, by benchmark, mode and quota, and a sentence for each that cannot be read."""
+    found, problems = [], []
+    for file in sorted(epath.Path(workdir).glob(f"*/*/{cards.JSON}")):
+        try:
+            found.append(cards.load(file))
+        except cards.CardError as error:
+            problems.append(f"{error}; it is left out of the table")
     order = {name: i for i, name in enumerate(("tools", "think", "direct"))}
-    return sorted(found, key=lambda c: (c["benchmark"]["name"], c["quota"], order[c["mode"]]))
+    key = lambda c: (c["benchmark"]["name"], c["quota"], order[c["mode"]])
+    return sorted(found, key=key), problems
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
@@ -72,14 +77,15 @@ def _part(card: dict[str, Any]) -> str:
     return " (part)" if card["benchmark"]["partial"] else ""
 
 
-def write(workdir: epath.PathLike) -> None:
-    """Writes summary.md and index.html over the cards that are there; nothing where there is none."""
+def write(workdir: epath.PathLike) -> list[str]:
+    """Writes summary.md and index.html over the cards that are there; nothing where there is none. Returns a sentence for each card that cannot be read."""
     workdir = epath.Path(workdir)
-    found = load_all(workdir)
+    found, problems = load_all(workdir)
     if found:
         tables = [table(found), published_table(found)]
         write_atomically(workdir / MARKDOWN, "\n\n".join(filter(None, tables)) + "\n")
         write_atomically(workdir / HTML, page(found))
+    return problems
 
 
 def page(found: Sequence[dict[str, Any]]) -> str:

@@ -18,16 +18,25 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from vo3 import extras
 from vo3.evals import cards, fingerprint, report
 from vo3.evals import config as config_lib
 from vo3.evals.asking import Asked, Asker, EngineAsker, GroupAsker
 from vo3.evals.benchmarks import BENCHMARKS, Benchmark, Read
-from vo3.evals.journal import Journal, check_settings, may_be_asked, part_name, read_parts
+from vo3.evals.journal import (
+    Journal,
+    JournalError,
+    check_settings,
+    may_be_asked,
+    part_name,
+    read_parts,
+)
 from vo3.evals.judge import JudgeError
 from vo3.evals.modes import Mode, one_turn, prepare
 from vo3.evals.progress import Progress
@@ -37,6 +46,7 @@ from vo3.models.qwen2_5_vl.int8 import QwixMissing
 from vo3.models.safetensors_io import CheckpointError
 from vo3.rollout.setting import own_crop, own_dialect, own_pack
 from vo3.train.config import ConfigError, flatten, parse_flags
+from vo3.trajectory import Trajectory
 from vo3.video.source import plain_path
 
 
@@ -204,7 +214,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
       The cards that are complete; with several shards those of the process that finished last.
 
     Raises:
-      ConfigError, AnnotationError, CheckpointError, JudgeError: before anything is asked.
+      ConfigError, AnnotationError, CheckpointError: before anything is asked.
+      JournalError: answers that were kept cannot be read.
+      JudgeError: the judge cannot be reached, when all is asked.
     """
     config_lib.validate(config)
     workdir = epath.Path(workdir)
@@ -235,7 +247,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
                 )
                 continue
             done.append(card)
-    report.write(workdir)
+    for problem in report.write(workdir):
+        logging.warning("%s", problem)
     return done
 
 
@@ -245,9 +258,14 @@ def load(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
 
     options: dict[str, Any] = {"mrope_time": config.mrope_time} if config.mrope_time else {}
     if config_lib.sharded(config):
-        from vo3.train.sharding import make_mesh
+        from vo3.train.sharding import make_mesh, row_ways
 
-        options["mesh"] = make_mesh(config)
+        mesh = options["mesh"] = make_mesh(config)
+        ways = max(1, row_ways(mesh) // jax.process_count())
+        if config.batch % ways:
+            raise ConfigError(
+                f"batch={config.batch} conversations at a time cannot be dealt out to the {ways} row shards of the mesh; set batch to a multiple of {ways}"
+            )
     if config.quantize:
         options["quantize"] = config.quantize
     model = vo3.models.load(config.checkpoint, dtype=config.dtype or None, **options)
@@ -327,7 +345,10 @@ def _finish(
 
 # ---------------------------------------------------------------- the command
 
-ERRORS = (ConfigError, AnnotationError, CheckpointError, QwixMissing, JudgeError, OSError)
+ERRORS = (
+    *(ConfigError, AnnotationError, CheckpointError, QwixMissing, JudgeError),
+    *(JournalError, cards.CardError, OSError),
+)
 
 
 def define_flags() -> None:
@@ -341,6 +362,11 @@ def main(_: Sequence[str]) -> None:
     """Entry point: exit code 0 when the cards are written, 1 with one line on a known error."""
     try:
         made = evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
+    except ImportError as error:
+        told = extras.remedy(error)
+        if told is None:
+            raise
+        raise SystemExit(f"vo3.evals.runner: {told}") from error
     except ERRORS as error:
         raise SystemExit(f"vo3.evals.runner: {error}") from error
     print(report.table(made), file=sys.stdout)

@@ -85,8 +85,12 @@ class Answers:
             groups.setdefault(task.video, []).append(task)
         found = {}
         asked = (Asked(video, tuple(some)) for video, some in groups.items())
-        for trajectory in self._asker.ask(asked):
-            found[trajectory.task.id] = trajectory
-            if self._journal is not None:
-                self._journal.append(trajectory)
+        try:
+            for trajectory in self._asker.ask(asked):
+                found[trajectory.task.id] = trajectory
+                if self._journal is not None:
+                    self._journal.append(trajectory)
+        finally:
+            if self._journal is not None:  # nobody says when the last question was asked
+                self._journal.flush()
         return [found[task.id] for task in tasks]

@@ -39,12 +39,18 @@ def add(commands: Any) -> None:
         "--serve", action="store_true",
         help="write nothing; serve the list on this machine, and read a trajectory and its frames when it is looked at",
     )  # fmt: skip
-    view.add_argument("--port", type=_count, default=8018, help="(default: %(default)s)")
+    view.add_argument("--port", type=_port, default=8018, help="(default: %(default)s)")
 
 
 def _count(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _port(text: str) -> int:
+    if not 1 <= (value := int(text)) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is no port, which are 1 to 65535")
     return value
 
 

@@ -166,6 +166,8 @@ def _change(path, change):
         ("longvideobench", "lvb_val.json", lambda d: d[0].update(correct_choice=5), "correct_choice 5 of 5"),
         ("longvideobench", "lvb_val.json", lambda d: d[1].update(id="v0_0"), "two questions have the id"),
         ("videoholmes", "test_Video-Holmes.json", lambda d: d.append(3), "no JSON array of objects"),
+        ("mmvu", "validation.json", lambda d: d[1].update(video="1.mp4"), "not as MMVU published it (ValueError: not enough values"),
+        ("mmvu", "validation.json", lambda d: d[1]["choices"].update(A=4), "option A is 4, not text"),
         ("videoholmes", "test_Video-Holmes.json", lambda d: d.clear(), "holds no question"),
     ],
 )  # fmt: skip

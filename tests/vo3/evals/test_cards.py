@@ -201,7 +201,11 @@ def test_the_published_rows_stand_in_the_report(tmp_path):
     assert lines[-1] == "| **this** | 100.0 (part) | 100.0 (part) |"
     for number, one in enumerate(made):
         cards.write(one, tmp_path / one["benchmark"]["name"] / str(number))
-    report.write(tmp_path)
+    old = tmp_path / "old" / "tools" / cards.JSON
+    old.parent.mkdir(parents=True)
+    old.write_text('{"schema": 0}')  # costs itself alone
+    (problem,) = report.write(tmp_path)
+    assert str(old) in problem and "left out of the table" in problem
     assert (tmp_path / report.MARKDOWN).read_text().endswith("\n".join(lines) + "\n")
     words = " ".join(Balanced((tmp_path / report.HTML).read_text()).words)
     assert "Published figures 7B models;" in words and "Video-MTR 59.7" in words

@@ -48,7 +48,7 @@ def test_every_torn_end_is_cut_off(tmp_path):
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n" + answered(1).dumps() + "\n")
-    with pytest.raises(ValueError, match=r"line 1, is no trajectory.*remove the line"):
+    with pytest.raises(journal.JournalError, match=r"line 1, is no trajectory.*remove the line"):
         Journal(path)
 
 
@@ -67,6 +67,18 @@ def test_other_settings_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"crop_policy\.overview_quota was 64, is 128") as error:
         journal.check_settings(tmp_path, settings)
     assert "another --workdir" in str(error.value)
+
+
+def test_a_checkpoint_is_its_parameters_not_its_path(tmp_path):
+    settings = {"checkpoint": {"name": "out/run", "hash": "a"}, "mode": "tools"}
+    journal.check_settings(tmp_path, settings)
+    journal.check_settings(
+        tmp_path, settings | {"checkpoint": {"name": "/x/out/run/", "hash": "a"}}
+    )
+    with pytest.raises(ConfigError, match=r"checkpoint\.hash was 'a', is 'b'"):
+        journal.check_settings(
+            tmp_path, settings | {"checkpoint": {"name": "out/run", "hash": "b"}}
+        )
 
 
 def test_writers_with_the_same_process_id_do_not_meet(tmp_path, monkeypatch):

@@ -10,12 +10,17 @@ import eval_samples
 import numpy as np
 import pytest
 import rollout_fakes
+from etils import epath
 
 from vo3 import cli
 from vo3.chat import PromptPack
+from vo3.data import files
 from vo3.evals import cards, config, report, runner
 from vo3.evals.asking import open_video
+from vo3.evals.benchmarks import base
 from vo3.evals.journal import failed
+from vo3.evals.judge import JudgeError
+from vo3.evals.scoring import grade
 from vo3.train.config import ConfigError, override
 from vo3.trajectory import Trajectory
 from vo3.video import CropPolicy, VideoError
@@ -228,7 +233,7 @@ def test_modes_and_quotas_stand_side_by_side(data, fake, tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<svg") == 2
     assert 'href="mlvu/direct-4096/card.html"' in page
-    assert [c["quota"] for c in report.load_all(tmp_path / "out")] == [4096, 4096, 16384, 16384]
+    assert [c["quota"] for c in report.load_all(tmp_path / "out")[0]] == [4096, 4096, 16384, 16384]
 
 
 def test_the_command_end_to_end(data, tmp_path, capsys):
@@ -281,6 +286,41 @@ def test_bad_input_ends_in_one_line_before_a_model_is_loaded(
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("vo3: ")
+
+
+def test_a_judge_that_is_lost_costs_no_answer(data, fake, tmp_path, monkeypatch, capsys):
+    def lost(question, answer):
+        raise JudgeError("the judge is gone")
+
+    monkeypatch.setattr(runner, "_judge", lambda config, workdir: lost)
+    monkeypatch.setattr(runner, "grade", lambda q, t, scorer, judge=None: grade(q, t, scorer) if judge is None else judge(q, ""))  # fmt: skip
+    monkeypatch.setattr(cards, "make", lambda *_, judge, **__: judge(None, ""))
+    with pytest.raises(JudgeError):  # by the card, when all is asked
+        runner.evaluate(settings(data), tmp_path / "out")
+    assert len((tmp_path / "out/mlvu/tools/trajectories.jsonl").read_text().splitlines()) == 14
+    assert "the judge is gone. Asking goes on" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_mesh_cannot_share_is_refused_before_anything_is_written(tmp_path, capsys):
+    """By the name of the key, not by a traceback of the engine."""
+    command = ["eval", "clueworld", "--workdir", str(tmp_path / "out"), "--set", "mesh.fsdp=-1"]
+    assert cli.main(command) == 2
+    assert "batch=1 conversations at a time" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch, capsys):
+    def gone(path, **_):
+        raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow")
+
+    monkeypatch.setattr(files, "find_files", gone)
+    parquet = tmp_path / "videomme" / "a.parquet"
+    parquet.parent.mkdir()
+    parquet.touch()
+    monkeypatch.setattr(base, "_find", lambda root, names, benchmark: epath.Path(parquet))
+    command = ["eval", "videomme", "--data", str(tmp_path), "--workdir", str(tmp_path / "out"), "--set", "partial=True"]  # fmt: skip
+    assert cli.main(command) == 2
+    assert "vo3: pyarrow is not installed; pip install 'vo3[eval]'" in capsys.readouterr().err
 
 
 def test_the_config_file_is_the_defaults():

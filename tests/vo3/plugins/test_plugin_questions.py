@@ -6,7 +6,9 @@ import types
 
 import numpy as np
 import pytest
+from etils import epath
 
+from tests.gcs_fake import fake_gcs
 from vo3 import plugins
 from vo3.chat import PromptPack
 from vo3.evals import runner
@@ -89,6 +91,15 @@ def test_questions_are_asked_by_video_and_answered_in_order(asker, tmp_path):
     assert {Trajectory.loads(line).task.id for line in lines} == {"0", "1", "2", "3"}
     with pytest.raises(ConfigError, match=r"kept\.jsonl holds 4 of an earlier run"):
         Answers(trajectories=tmp_path / "kept.jsonl")
+
+
+def test_conversations_are_on_the_object_store_when_a_batch_is_answered(asker):
+    with fake_gcs() as files:
+        answers = Answers(trajectories="gs://bucket/kept.jsonl")
+        for i in range(2):
+            answers.ask([Task(str(i), "a", "question")])
+            kept = epath.Path("gs://bucket/kept.jsonl").read_text().splitlines()
+            assert [Trajectory.loads(line).task.id for line in kept] == ["0", "1"][: i + 1], files
 
 
 def test_a_wrong_setting_names_the_nearest(asker):

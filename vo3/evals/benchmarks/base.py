@@ -121,7 +121,14 @@ class Benchmark:
                     f"download it from {self.source}, or allow it with --config.partial=True, which the card will say"
                 )
             found.append(FoundFile(str(path.relative_to(root)), digest, same))
-        questions = tuple(self.read(root, paths, options))
+        try:
+            questions = tuple(self.read(root, paths, options))
+        except AnnotationError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise AnnotationError(
+                f"{', '.join(map(str, paths))}: not as {self.title} published it ({type(error).__name__}: {error}); download it from {self.source}"
+            ) from error
         seen: set[str] = set()
         for question in questions:
             if question.id in seen:
@@ -275,7 +282,13 @@ def choice(
     clues: tuple[Clue, ...] = (),
     counted: bool = True,
 ) -> Question:
-    """A multiple-choice question."""
+    """A multiple-choice question.
+
+    Raises:
+      AnnotationError: an option is no text, or the answer none of their letters.
+    """
+    if wrong := [k for k, v in options.items() if not isinstance(v, str)]:
+        raise AnnotationError(f"{where}: option {wrong[0]} is {options[wrong[0]]!r}, not text")
     target = letter_target(answer, options, where, clues=clues)
     task = Task(f"{benchmark}/{number}", video, text.strip(), dict(options), target)
     return Question(task, "choice", categories, counted)

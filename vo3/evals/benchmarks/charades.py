@@ -18,7 +18,7 @@ _LINE = re.compile(r"^(\S+) (\d+(?:\.\d+)?) (\d+(?:\.\d+)?)##(.+)$")
 
 def read(root: epath.Path, files: Sequence[epath.Path], options: Options) -> Iterator[Question]:
     """One question a line, numbered by its line."""
-    lines = files[0].read_text(encoding="utf-8").splitlines()
+    lines = files[0].read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
