@@ -305,7 +305,12 @@ def _ask(args: argparse.Namespace) -> int:
     sampling = _sampling(args) | _dialect(args.dialect)
 
     from vo3.video import VideoCrop
+    from vo3.video.source import plain_path
 
+    if args.frame_fps is not None and os.path.isfile(plain_path(args.video)):
+        raise UsageError(
+            f"--frame-fps is the rate of a folder of frames, and {args.video} is a file, which knows its own; leave it out"
+        )
     VideoCrop(
         args.video, frame_fps=args.frame_fps
     )  # a bad file is refused before a large model is read

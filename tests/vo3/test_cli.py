@@ -154,6 +154,7 @@ def test_a_model_of_int8_weights_is_asked_for_real(checkpoint, mp4, capsys):
         (["--target", "x", "--clue", "4"], "--clue '4' is not START-END"),
         (["--target", "x", "--clue", "nan-4"], "--clue 'nan-4' is not START-END"),
         (["--temperature", "-1"], "--temperature -1 is below 0"),
+        (["--frame-fps", "2"], "is a file, which knows its own"),
         (["--top-p", "0"], "--top-p 0 lies outside"),
         (["--seed", "-1"], "--seed -1 lies outside"),
         (["--html", "/nowhere/at/all.html"], "the folder /nowhere/at does not exist"),

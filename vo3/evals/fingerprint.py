@@ -77,6 +77,16 @@ def of_data(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def made_by(environment: dict[str, Any]) -> str:
+    """Device and versions in one line, for every answer: a run may go on elsewhere."""
+    versions = (
+        f"{name} {environment['packages'][name]}"
+        for name in ("jax", "vo3")
+        if name in environment["packages"]
+    )
+    return ", ".join((environment["device"], *versions))
+
+
 def environment() -> dict[str, Any]:
     """Versions and devices of this process."""
     import av

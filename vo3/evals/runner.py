@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import sys
@@ -81,8 +82,8 @@ def read_benchmarks(config: ml_collections.ConfigDict) -> list[tuple[Benchmark, 
     for name in config_lib.names(config.benchmarks):
         root = config.roots[name] or epath.Path(config.data_root) / name
         read = BENCHMARKS[name].load(root, config_lib.options_of(config), partial=config.partial)
-        if config.limit:
-            read = dataclasses.replace(read, questions=read.questions[: config.limit])
+        if 0 < config.limit < len(read.questions):
+            read = dataclasses.replace(read, questions=read.questions[: config.limit], cut=True)
         found.append((BENCHMARKS[name], read))
     return found
 
@@ -148,8 +149,9 @@ def run_job(
     progress: Progress,
     *,
     judge: Any = None,
+    made_by: str = "",
 ) -> None:
-    """Asks what this process has to ask and has not asked yet."""
+    """Asks what this process has to ask and has not asked yet; `made_by` is kept with every answer."""
     folder = job.folder(workdir)
     hashes: dict[Any, str | None] = {}
     mine = by_video(job.questions)[config.shard :: config.shards]
@@ -170,7 +172,7 @@ def run_job(
             source = trajectory.task.video
             if source not in hashes:
                 hashes[source] = _hash(source)
-            meta = trajectory.meta | {"video_hash": hashes[source]}
+            meta = trajectory.meta | {"video_hash": hashes[source], "made_by": made_by}
             journal.append(dataclasses.replace(trajectory, meta=meta))
             tell(by_id[trajectory.task.id], trajectory)
         progress.stop()
@@ -238,7 +240,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> list
         modes = [job.mode for job in jobs]
         for job, one, asker in zip(jobs, settings, askers(modes, model, config), strict=True):
             began = time.perf_counter()
-            run_job(job, asker, config, workdir, progress, judge=judge)
+            made_by = fingerprint.made_by(environment)
+            run_job(job, asker, config, workdir, progress, judge=judge, made_by=made_by)
             card = _finish(job, one, environment, config, workdir, judge)
             if card is None:
                 progress.say(
@@ -329,14 +332,16 @@ def _finish(
     found = {t.task.id: t for t in read_parts(folder)}
     if any(q.id not in found for q in job.questions):
         return None
+    asked = [found[q.id] for q in job.questions]
+    makers = collections.Counter(t.meta.get("made_by") or "not recorded" for t in asked)
     card = cards.make(
         job.benchmark,
         job.read,
-        [found[q.id] for q in job.questions],
+        asked,
         mode=job.mode,
         settings=settings,
-        environment=environment,
-        partial=config.partial or bool(config.limit),
+        environment=environment | {"answers": dict(makers.most_common())},
+        partial=config.partial or job.read.cut,
         judge=judge,
     )
     cards.write(card, folder)

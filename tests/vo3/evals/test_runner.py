@@ -58,7 +58,7 @@ class Fake:
                 if self.lives is not None:
                     self.lives[0] -= 1
                 self.log.append((self.mode.key, task.id))
-                letters = list(task.options)
+                letters = list(task.options or "A")
                 letter = letters[hashlib.sha256(task.id.encode()).digest()[0] % len(letters)]
                 yield eval_samples.answered(task, letter, seconds=len(self.log))
 
@@ -207,6 +207,28 @@ def test_other_settings_do_not_mix_with_earlier_answers(data, fake, tmp_path):
     (tmp_path / "checkpoint" / "config.json").write_text("{ }")
     with pytest.raises(ConfigError, match=r"checkpoint\.hash was"):
         runner.evaluate(settings(data), tmp_path / "out")
+
+
+def test_a_card_names_what_made_its_answers_not_what_made_it(data, fake, tmp_path, monkeypatch):
+    (card,) = runner.evaluate(settings(data), tmp_path / "out")
+    ((maker, count),) = card["environment"]["answers"].items()
+    assert count == 14 and "cpu" in maker and "jax " in maker
+    here = runner.fingerprint.environment()
+    monkeypatch.setattr(
+        runner.fingerprint, "environment", lambda: here | {"device": "4 x TPU v5e (tpu)"}
+    )
+    (again,) = runner.evaluate(settings(data), tmp_path / "out")
+    assert again["environment"]["device"] == "4 x TPU v5e (tpu)"
+    assert again["environment"]["answers"] == card["environment"]["answers"]
+    assert maker in cards.card_page.markdown(again)
+
+
+def test_a_limit_that_leaves_nothing_out_makes_no_part(data, fake, tmp_path):
+    kept = {"partial": False, "benchmarks": "clueworld", "clueworld.worlds": 1}
+    (card,) = runner.evaluate(settings(data, **kept, limit=10_000), tmp_path / "whole")
+    assert not card["benchmark"]["partial"]
+    (card,) = runner.evaluate(settings(data, **kept, limit=2), tmp_path / "part")
+    assert card["benchmark"]["partial"] and card["benchmark"]["questions"] == 2
 
 
 def test_a_time_window_is_asked_for_in_one_turn_whatever_the_mode(data, fake, tmp_path):

@@ -59,10 +59,11 @@ class FoundFile:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """What reading a benchmark gave: its questions, and the files they come from."""
+    """What reading a benchmark gave: its questions, and the files they come from; `cut` where some questions are left out on request."""
 
     questions: tuple[Question, ...]
     files: tuple[FoundFile, ...]
+    cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
