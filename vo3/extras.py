@@ -1,4 +1,4 @@
-"""Packages that only some commands need, and the extra of `pip install 'vo3[...]'` that brings each."""
+"""Packages that only some commands need, and the extra of `pip install -e '.[...]'` that brings each."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def remedy(error: ImportError) -> str | None:
         name = next((package for package in EXTRAS if package in str(error)), "")
     if name not in EXTRAS:
         return None
-    return f"{name} is not installed; pip install 'vo3[{EXTRAS[name]}]'"
+    return f"{name} is not installed; pip install -e '.[{EXTRAS[name]}]' in the checkout of vo3"

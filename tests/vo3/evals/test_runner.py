@@ -342,7 +342,7 @@ def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch,
     monkeypatch.setattr(base, "_find", lambda root, names, benchmark: epath.Path(parquet))
     command = ["eval", "videomme", "--data", str(tmp_path), "--workdir", str(tmp_path / "out"), "--set", "partial=True"]  # fmt: skip
     assert cli.main(command) == 2
-    assert "vo3: pyarrow is not installed; pip install 'vo3[eval]'" in capsys.readouterr().err
+    assert "vo3: pyarrow is not installed; pip install -e '.[eval]'" in capsys.readouterr().err
 
 
 def test_the_config_file_is_the_defaults():
