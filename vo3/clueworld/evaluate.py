@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from vo3.agent import VideoAgent
-from vo3.clueworld import tasks
+from vo3.clueworld import one_turn, tasks
 from vo3.clueworld.film import write_video
 from vo3.clueworld.scales import VIEWS, get_scale
 from vo3.clueworld.world import HELD_OUT, World, WorldConfig, make_world
@@ -279,6 +279,8 @@ def main(argv: list[str] | None = None) -> None:
     except ConfigError as error:
         raise SystemExit(f"evaluate: {error}") from error
     figures = summarise(rows)
+    if args.baseline:
+        figures |= {key: Share(*counts) for key, counts in one_turn.said(rows).items()}
     for key, value in figures.items():
         print(f"{key:52s} {value if isinstance(value, Share) else round(value, 3)}")
     plain = {
