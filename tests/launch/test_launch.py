@@ -301,9 +301,11 @@ def test_a_signal_to_the_whole_group_loses_no_last_word(stand_in, tmp_path):
     """As Ctrl-C in a terminal and some batch systems send it: what prefixes the lines gets it too."""
     env = {"PATH": os.environ["PATH"], **stand_in}
     command = [str(LAUNCH / "local.sh"), "2", f"--workdir={tmp_path}", "wait"]
+    # Tests that run in the background ignore SIGINT, and a shell cannot trap what was ignored when it began.
     with subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as started:
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as started:  # fmt: skip
         wait_for(lambda: all((tmp_path / f"up{i}").exists() for i in range(2)))
         os.killpg(started.pid, signal.SIGINT)
         out, _ = started.communicate(timeout=120)
