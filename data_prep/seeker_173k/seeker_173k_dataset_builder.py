@@ -111,6 +111,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 self.rejects.add(number, error)
                 continue
             except ValueError as error:  # what `clip_refs` refuses
-                self.rejects.add(number, RowError(trajectory.task.id, "fields", str(error)))
+                self.rejects.add(number, RowError(rows.describe(number), "fields", str(error)))
                 continue
             yield number, example

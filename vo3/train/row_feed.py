@@ -68,7 +68,8 @@ class RowFeed:
         if not len(lengths):
             raise ConfigError(f"data.rows={data.rows} holds no row")
         rejects = lengths.rejected(max_length=data.tokens_per_row)
-        if rejects.share > data.reject_limit:  # videos may have come since lengths were measured
+        # Videos may have come since lengths were measured. All processes or none measure again: they wait for each other in it.
+        if not processes.agree(rejects.share <= data.reject_limit):
             lengths = self._lengths(again=True)
             rejects = lengths.rejected(max_length=data.tokens_per_row)
         if processes.first():

@@ -197,6 +197,16 @@ def test_half_of_the_frozen_parameters_on_a_bucket_is_written_again(copied, monk
         assert_bitwise(checkpoints.frozen(lambda: pytest.fail("they are there")), other)
 
 
+def test_a_start_without_a_checkpoint_takes_no_frozen_weights_of_an_earlier_one(whole, copied):
+    """They may be of a model that was replaced since."""
+    with restoring(copied) as checkpoints:
+        kept = checkpoints.frozen(lambda: pytest.fail("they are there"))
+        assert kept
+        checkpoints.frozen(lambda: {n: x + 1 for n, x in kept.items()}, anew=True)
+    shutil.rmtree(copied / "checkpoints")
+    assert_bitwise(train(copied).params, whole[0].params)
+
+
 def test_another_data_plan_is_refused(copied):
     with pytest.raises(CheckpointError, match="another data plan"):
         train(copied, feed=feed_of(plan="bb"))
