@@ -38,7 +38,7 @@ from vo3.clueworld.evaluate import Share, evaluate, is_right, questions
 from vo3.clueworld.gains import iou
 from vo3.clueworld.pretrain import train_vision
 from vo3.clueworld.resample import interval, world_of
-from vo3.clueworld.scales import AGENT, get_scale
+from vo3.clueworld.scales import AGENT, frozen, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.train import config as config_lib
@@ -170,6 +170,7 @@ class Stages:
         first = stage == STAGES[0]
         short = ml_collections.ConfigDict(cell[stage].to_dict())
         short.seed = seed
+        short.frozen = frozen(cell.view)
         short.save_every = short.steps
         short.init_vision = str(before / "vision.npz") if first else ""
         short.init_from = "" if first else str(before)

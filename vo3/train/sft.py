@@ -305,7 +305,7 @@ def from_short_form(short: ml_collections.ConfigDict) -> ml_collections.ConfigDi
             "init_vision": "" if short.init_from else short.init_vision,
             "dtype": "float32",
             "remat": "none",
-            "frozen": (),
+            "frozen": tuple(short.get("frozen", ())),
             "mesh.fsdp": 1,
             "data.source": "clueworld",
             "data.workers": short.workers,

@@ -4,16 +4,22 @@ import io
 import json
 import types
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
+from etils import epath
+from flax import nnx
 from rich.console import Console
 
 from benchmarks import ablate
 from benchmarks.ablate import Result, cells, key_of
 from vo3.clueworld.evaluate import Share
+from vo3.clueworld.scales import get_scale
+from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.train import config as config_lib
 from vo3.train import grpo, rl_config
+from vo3.train.sft import latest_params
 from vo3.trajectory import Call, Clue, Target, Task, Trajectory, Turn
 
 
@@ -147,9 +153,13 @@ def test_a_grid_end_to_end_and_again(tmp_path, monkeypatch):
     assert stages == ["read"] * 2 + ["vision"] * 2 + ["whole"] * 3
     rows = list((tmp_path / "stages").glob("whole-*/questions-*/trajectories.jsonl"))
     assert len(rows) == 3
+    kept = {}
     for path in rows:
-        for line in path.read_text().splitlines():
-            assert Trajectory.loads(line).observations[0].tokens in (24, 56)
+        asked = [Trajectory.loads(line) for line in path.read_text().splitlines()]
+        (tokens,) = {row.observations[0].tokens for row in asked}
+        kept[tokens] = keeps_its_tower(path.parents[1], tmp_path / "stages")
+    # Fine-tuning leaves the tower of a baseline alone.
+    assert kept == {24: False, 56: True}
 
     def never(*args, **kwargs):
         raise AssertionError("trained again")
@@ -159,6 +169,17 @@ def test_a_grid_end_to_end_and_again(tmp_path, monkeypatch):
     again = io.StringIO()
     ablate.show(config, tmp_path, Console(file=again, width=200))
     assert again.getvalue() == shown.getvalue()
+
+
+def keeps_its_tower(trained, stages):
+    model = Qwen2_5_VL(get_scale("micro").model(), rngs=nnx.Rngs(0))
+    nnx.update(model, latest_params(model, epath.Path(trained)))
+    tower = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model.vision, nnx.Param))]
+    for path in stages.glob("vision-*/vision.npz"):
+        with np.load(path) as file:
+            if all(np.array_equal(a, file[f"arr_{i}"]) for i, a in enumerate(tower)):
+                return True
+    return False
 
 
 @pytest.mark.soak
