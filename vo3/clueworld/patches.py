@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -12,16 +11,7 @@ from jaxtyping import Int, UInt8
 from vo3.clueworld.legibility import glyph
 from vo3.clueworld.scales import AGENT, get_scale
 from vo3.clueworld.views import noisy, observe, render
-from vo3.clueworld.world import (
-    COLORS,
-    HEIGHT,
-    HELD_OUT,
-    WIDTH,
-    Card,
-    World,
-    WorldConfig,
-    make_world,
-)
+from vo3.clueworld.world import COLORS, HEIGHT, HELD_OUT, WIDTH, World, WorldConfig, make_world
 
 BLANK, NONE = 10, len(COLORS)
 GROUPS = 111  # two digits: 0-99; one digit: 100-109; nothing: 110
@@ -43,7 +33,7 @@ class VisionBatch:
       color: colour of the card in each of the two frames, 8 is none.
       coarse_digit: digit of that card, 10 is none.
       fine: clip frames; None for a baseline, which reads cards off its only frames.
-      fine_color, fine_digit: per token and frame of these; none and 10 off the card. Of a baseline the frame's, at each of its tokens.
+      fine_color, fine_digit: per token and frame of these; none and 10 off the card.
     """
 
     coarse: UInt8[np.ndarray, "N 2 h w 3"]
@@ -107,16 +97,14 @@ class VisionStream:
         if self.agent:
             window = (card.start, card.end)
             clip = observe(world, 1, policy=self.policy, window=window, strategy="fine")
-            fine = self._draw(world, clip, pair, 1, rng)[None]
+            fine, read = self._draw(world, clip, pair, 1, rng)[None], [pair]
         else:
-            fine = None
+            clip, fine = overview, None
             coarse.append(self._draw(world, overview, pair, half, rng))
             pairs.append(pair)
+            read = pairs
         cards = [[world.card_at(float(t)) for t in two] for two in pairs]
-        if self.agent:
-            labels = [_token_labels(world, pair, clip.height, clip.width)]
-        else:
-            labels = [_everywhere(two, overview.height * overview.width // 28**2) for two in cards]
+        labels = [_token_labels(world, two, clip.height, clip.width) for two in read]
         return VisionBatch(
             coarse=np.stack(coarse),
             clock=np.array([[_clock_groups(t) for t in two] for two in pairs]).reshape(-1, 4),
@@ -157,10 +145,3 @@ def _token_labels(
             token = int(y * height / HEIGHT) // 28 * columns + int(x * width / WIDTH) // 28
             color[token, f], digit[token, f] = _color(card), card.digit
     return color, digit
-
-
-def _everywhere(cards: Sequence[Card | None], tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colour and digit of a patch's two frames, at each of its tokens: a decoder that has found one of them by its clock or colour need not look for another."""
-    color = np.array([_color(card) for card in cards])
-    digit = np.array([card.digit if card else BLANK for card in cards])
-    return np.tile(color, (tokens, 1)), np.tile(digit, (tokens, 1))
