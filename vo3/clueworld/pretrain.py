@@ -3,7 +3,8 @@
     python -m vo3.clueworld.pretrain --workdir=DIR
 
 The heads read the clock and the card's colour from each token of an overview frame, and colour and digit from clip tokens. A further head, behind a stopped gradient, tries the digit
-from overview tokens: it shows how much of the fine evidence a coarse view gives away. A baseline (`--view`) has one kind of frame, whose tokens learn all of it.
+from overview tokens: it shows how much of the fine evidence a coarse view gives away. A baseline (`--view`) has one kind of frame, whose tokens learn all of it: the digit where it stands, and
+as clock and colour in every token of the frame too.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ from vo3.train.optim import make_optimizer, schedule
 from vo3.train.pixels import patchify_traced
 from vo3.train.prefetch import prefetch
 
+_SPARSE = ("fine_color", "fine_digit", "digit")
+
 
 class Probe(nnx.Module):
-    """The tower and its throw-away heads."""
+    """The tower and its throw-away heads, of a `view`."""
 
-    def __init__(self, *, rngs: nnx.Rngs, scale: str = "clueworld"):
+    def __init__(self, *, rngs: nnx.Rngs, scale: str = "clueworld", view: str = AGENT):
         config = get_scale(scale).model()
         self.tower = VisionTower(
             config.vision,
@@ -51,6 +54,8 @@ class Probe(nnx.Module):
         head = functools.partial(nnx.Linear, config.vision.out_hidden_size, rngs=rngs)
         self.clock, self.color, self.leak = head(4 * GROUPS), head(2 * 9), head(2 * 11)
         self.fine_color, self.fine_digit = head(2 * 9), head(2 * 11)
+        if view != AGENT:
+            self.digit = head(2 * 11)
 
 
 def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -88,11 +93,15 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
             batch.fine_digit != BLANK,
         ),
     }
+    if batch.fine is None:
+        # At its own token alone no decoder finds the digit; in every token alone hardly any tower learns it.
+        digit = jnp.broadcast_to(batch.coarse_digit[:, None], (n, m, 2))
+        scores["digit"] = (probe.digit(coarse).reshape(n, m, 2, 11), digit, digit != BLANK)
     total, accuracy = jnp.float32(0), {}
     for name, (logits, labels, there) in scores.items():
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        # Most clip tokens hold no card; without a weight the head would learn to say so.
-        weight = jnp.where(there, 1.0, 0.1 if name.startswith("fine") else 1.0)
+        # Most tokens hold no card; without a weight the head would learn to say so.
+        weight = jnp.where(there, 1.0, 0.1 if name in _SPARSE else 1.0)
         total += jnp.sum(loss * weight) / jnp.sum(weight)
         hit = (logits.argmax(-1) == labels) & there
         accuracy[name] = hit.sum() / jnp.maximum(there.sum(), 1)
@@ -130,7 +139,7 @@ def train_vision(
 ) -> epath.Path:
     """Trains; returns the path of `vision.npz`, which appears when it is complete."""
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = Probe(rngs=nnx.Rngs(seed), scale=scale)
+    probe = Probe(rngs=nnx.Rngs(seed), scale=scale, view=view)
     graph, params = nnx.split(probe, nnx.Param)
     at = functools.partial(schedule, "cosine", steps=steps, warmup=min(50, steps // 4))
     optimizer = make_optimizer("muon", at(rate), adam_rate=at(3e-3))

@@ -2,8 +2,11 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +16,7 @@ from vo3.chat.tokens import Role
 from vo3.clueworld import data, evaluate, patches, recipe, tasks
 from vo3.clueworld.data import DataConfig, fitted, make_stream, masked
 from vo3.clueworld.legibility import cells, glyph
+from vo3.clueworld.pretrain import Probe, losses
 from vo3.clueworld.scales import RESOLUTIONS, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import observe, sightings
@@ -233,6 +237,22 @@ def test_vision_of_a_baseline_reads_its_own_frames():
     # Left half: clock; the digit's token lies in the right one.
     where = np.argwhere(batch.fine_digit != patches.BLANK)
     assert (where[:, 1] % 4 >= 2).all()
+
+
+def test_every_token_of_a_baselines_frame_is_asked_for_its_digit():
+    batch = patches.VisionStream(worlds=4, scale="micro", view="middle").batch(0)
+    probe = Probe(rngs=nnx.Rngs(0), scale="micro", view="middle")
+    plain, _ = losses(probe, batch)
+    shown = batch.coarse_digit[batch.coarse_digit != patches.BLANK]
+    # A head that always says one digit, at all tokens of both frames, is as often right as the digit is shown.
+    said = int(np.bincount(shown).argmax())
+    probe.digit.kernel[...] = jnp.zeros_like(probe.digit.kernel[...])
+    probe.digit.bias[...] = jnp.tile(20.0 * jax.nn.one_hot(said, 11), 2)
+    sure, accuracy = losses(probe, batch)
+    assert accuracy["digit"] == pytest.approx(np.mean(shown == said))
+    assert sure > plain + 5  # and it is counted
+    agent = patches.VisionStream(worlds=2, scale="micro").batch(0)
+    assert "digit" not in losses(Probe(rngs=nnx.Rngs(0), scale="micro"), agent)[1]
 
 
 def test_digits_begin_large_where_they_do_not_lie_alike():
