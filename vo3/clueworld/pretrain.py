@@ -94,7 +94,7 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
         ),
     }
     if batch.fine is None:
-        # At its own token alone no decoder finds the digit; in every token alone hardly any tower learns it.
+        # Asked at its own token alone the decoder of fine frames finds no digit in `read`; asked at every token alone the tower of smaller frames hardly learns it.
         digit = jnp.broadcast_to(batch.coarse_digit[:, None], (n, m, 2))
         scores["digit"] = (probe.digit(coarse).reshape(n, m, 2, 11), digit, digit != BLANK)
     total, accuracy = jnp.float32(0), {}
