@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 import uuid
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -20,7 +21,7 @@ _UPLOAD_EVERY = 30.0  # seconds; object stores cannot append
 
 
 class JournalError(ValueError):
-    """A kept answer cannot be read; names file and line."""
+    """A kept answer cannot be read, or somebody else writes to the file; names file and line."""
 
 
 def part_name(shard: int, shards: int) -> str:
@@ -50,7 +51,7 @@ class Journal:
     """Trajectories of one run in one file.
 
     A line is complete or it is not there: a torn last line, from a kill in the middle of writing, is cut off on opening, and its question
-    asked again.
+    asked again. One process at a time writes to a file (advisory lock; object stores and some network file systems have none).
     """
 
     def __init__(self, path: epath.PathLike, *, again: bool = False):
@@ -61,24 +62,30 @@ class Journal:
           again: whether to drop what `may_be_asked` again, from the file too.
 
         Raises:
-          JournalError: a line in the middle is no trajectory.
+          JournalError: a line in the middle is no trajectory, or another process has the file open.
         """
         self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        read, size = _read(self.path)
+        self._file = None if "://" in str(self.path) else _alone(self.path)
+        try:
+            read, size = _read(self.path)
+        except JournalError:
+            if self._file is not None:
+                self._file.close()
+            raise
         self.trajectories = [t for t in read if not (again and may_be_asked(t))]
         self.done = {t.task.id for t in self.trajectories}
-        self._remote = "://" in str(self.path)
         self._uploaded = time.monotonic()
         self._kept = len(self.trajectories)  # of them on the object store
-        self._file = None
-        if not self._remote:
-            if len(self.trajectories) < len(read):
-                text = "".join(t.dumps() + "\n" for t in self.trajectories)
-                write_atomically(self.path, text)
-                size = len(text.encode())
-            self._file = open(self.path, "ab")  # noqa: SIM115 - closed in close()
-            self._file.truncate(size)
+        if self._file is None:
+            return
+        if len(self.trajectories) < len(read):
+            text = "".join(t.dumps() + "\n" for t in self.trajectories)
+            write_atomically(self.path, text)
+            size = len(text.encode())
+            with self._file:  # the file that was; it stays locked until the new one is
+                self._file = _alone(self.path)
+        self._file.truncate(size)
 
     def append(self, trajectory: Trajectory) -> None:
         """Writes a trajectory; afterwards a kill does not lose it (on an object store: after some seconds)."""
@@ -115,6 +122,24 @@ class Journal:
     def _upload(self) -> None:
         self.path.write_bytes(b"".join(t.dumps().encode() + b"\n" for t in self.trajectories))
         self._uploaded, self._kept = time.monotonic(), len(self.trajectories)
+
+
+def _alone(path: epath.Path) -> BinaryIO:
+    """The file, opened for appending, and locked until it is closed or its process ends."""
+    while True:
+        file = open(path, "ab")  # noqa: SIM115 - closed in Journal.close()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise JournalError(
+                f"{path} is being written to by another run; wait until it ends, or write elsewhere"
+            ) from None
+        except OSError:
+            return file  # the file system has no locks
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+        file.close()  # replaced between opening and locking
 
 
 def _read(path: epath.Path) -> tuple[list[Trajectory], int]:

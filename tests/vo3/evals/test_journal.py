@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 
 import eval_samples
@@ -20,9 +22,8 @@ def answered(n: int):
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path):
     with Journal(tmp_path / "a.jsonl") as first:
         first.append(answered(1))
-        again = Journal(tmp_path / "a.jsonl")
-        assert again.done == {"t/1"}
-        again.close()
+        (line,) = (tmp_path / "a.jsonl").read_text().splitlines()
+        assert Trajectory.loads(line).task.id == "t/1"
     with (
         pytest.raises(ValueError, match="has question t/1 already"),
         Journal(tmp_path / "a.jsonl") as second,
@@ -48,8 +49,52 @@ def test_every_torn_end_is_cut_off(tmp_path):
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n" + answered(1).dumps() + "\n")
-    with pytest.raises(journal.JournalError, match=r"line 1, is no trajectory.*remove the line"):
-        Journal(path)
+    for _ in range(2):  # refused, it lets go of the file
+        with pytest.raises(journal.JournalError, match=r"line 1, is no traj.*remove the line"):
+            Journal(path)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_one_run_at_a_time_writes_to_a_file(tmp_path, again):
+    path = tmp_path / "a.jsonl"
+    with Journal(path) as first:
+        first.append(failed(Task("a", "v.mp4", "what?"), "video: missing", "not there"))
+    before = path.stat().st_ino
+    with Journal(path, again=again) as first:
+        assert (path.stat().st_ino != before) is again  # the lock is on the new file too
+        with pytest.raises(journal.JournalError, match=r"a\.jsonl is being written to by another"):
+            Journal(path, again=again)
+        first.append(answered(1))
+    with Journal(path) as later:
+        assert later.done == ({"t/1"} if again else {"a", "t/1"})
+
+
+def test_a_file_that_was_replaced_while_it_was_locked_is_opened_anew(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text("")
+    real, calls = fcntl.flock, []
+
+    def replaced(file, how):
+        if not calls:
+            journal.write_atomically(path, answered(1).dumps() + "\n")
+        calls.append(how)
+        return real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with Journal(path) as log:
+        log.append(answered(2))
+    assert len(calls) == 2
+    assert [Trajectory.loads(x).task.id for x in path.read_text().splitlines()] == ["t/1", "t/2"]
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with Journal(tmp_path / "a.jsonl") as log:
+        log.append(answered(1))
+    assert (tmp_path / "a.jsonl").read_text().count("\n") == 1
 
 
 def test_parts_of_several_processes_are_read_together(tmp_path):
