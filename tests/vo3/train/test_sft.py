@@ -111,6 +111,19 @@ def test_a_runs_workdir_converts_to_a_directory_that_loads(whole, tmp_path):
     assert_same(result.params, initial_params(run))
 
 
+@pytest.mark.parametrize("view", ["agent", "middle"])
+def test_a_baseline_trains_all_but_the_vision_tower(view):
+    config = clueworld.get_config(f"finish.{view}")
+    config.init_from = ""
+    config = sft.from_short_form(config)
+    run = trainable(
+        sft._resolved(config, 1, ClueWorldFeed(config)), make_mesh(config, jax.devices()[:1])
+    )
+    trained, kept = run.part(frozen=False), run.part(frozen=True)
+    tower = {name for name in {**trained, **kept} if name.startswith("vision.")}
+    assert tower and set(kept) == (set() if view == "agent" else tower)
+
+
 def test_a_stage_without_its_predecessor_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="train that stage first"):
         sft.train(short_form(init_from=str(tmp_path / "none")), tmp_path / "run")
