@@ -34,7 +34,8 @@ from rich.table import Table
 from vo3.agent import VideoAgent
 from vo3.chat import PromptPack
 from vo3.clueworld import tasks
-from vo3.clueworld.evaluate import Share, evaluate, is_right, questions
+from vo3.clueworld.evaluate import evaluate, questions
+from vo3.clueworld.figures import Share, is_right
 from vo3.clueworld.gains import iou
 from vo3.clueworld.pretrain import train_vision
 from vo3.clueworld.resample import interval, world_of
@@ -279,7 +280,7 @@ def result(seeds: Sequence[Sequence[Trajectory]], quadrant: str) -> Result:
     names = [t.task.id for t in some[0]]
     if any([t.task.id for t in rows] != names for rows in some):
         raise ValueError(f"{quadrant}: the seeds were not asked the same questions in order")
-    right = np.array([[is_right(t, t.task.target.answer) for t in rows] for rows in some])
+    right = np.array([[is_right(t) for t in rows] for rows in some])
     return Result(right, tuple(world_of(name) for name in names))
 
 

@@ -27,7 +27,8 @@ import numpy as np
 from etils import epath
 
 from vo3.clueworld import tasks
-from vo3.clueworld.evaluate import FIRST_SEED, Share, questions_of
+from vo3.clueworld.evaluate import FIRST_SEED, questions_of
+from vo3.clueworld.figures import Share
 from vo3.clueworld.legibility import Reader, Readings, cut_cells, readings
 from vo3.clueworld.scales import RESOLUTIONS, SCALES, Scale, get_scale, uniform
 from vo3.clueworld.views import observe

@@ -22,13 +22,12 @@ from etils import epath
 
 from vo3.agent import VideoAgent
 from vo3.clueworld import one_turn, tasks
+from vo3.clueworld.figures import Share, summarise
 from vo3.clueworld.film import write_video
 from vo3.clueworld.scales import VIEWS, get_scale
 from vo3.clueworld.world import HELD_OUT, World, WorldConfig, make_world
 from vo3.evals import fingerprint
 from vo3.evals.journal import FILE, SETTINGS, Journal, check_settings
-from vo3.rewards import score
-from vo3.rewards.grounding import Interval, overlap
 from vo3.train.config import ConfigError
 from vo3.trajectory import Task, Trajectory
 from vo3.video import CropPolicy, VideoCrop, VideoError
@@ -92,92 +91,6 @@ def questions_of(
                 options=bool(rng.random() < options),
             )
             yield question, task
-
-
-def is_right(trajectory: Trajectory, target: str) -> bool:
-    """Whether the answer given is the target, letter or word."""
-    return trajectory.answer is not None and trajectory.answer.strip() == target
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """A proportion with its 95 % Wilson interval."""
-
-    right: int
-    total: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(low, high); (0, 1) when there is nothing."""
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.959964, self.total, self.right / self.total
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
-
-    def __str__(self) -> str:
-        if not self.total:
-            return "-"
-        low, high = self.interval
-        return f"{100 * self.right / self.total:5.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {self.total}"
-
-
-def summarise(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
-    """The figures of a run, by name."""
-    figures: dict[str, Share | float] = {}
-    for quadrant in tasks.QUADRANTS:
-        some = [t for t in rows if t.task.target.data_source == quadrant]
-        part = _grounding if quadrant == tasks.GROUNDING else _answers
-        figures |= {f"{quadrant}: {name}": value for name, value in part(some).items()}
-    ious = [iou for t in rows for iou in _call_ious(t)]
-    figures["calls: window hits a clue (IoU > 0)"] = Share(sum(i > 0 for i in ious), len(ious))
-    figures["calls: mean IoU with the nearest clue"] = float(np.mean(ious)) if ious else 0.0
-    needs = [t for t in rows if t.task.target.data_source in (tasks.SINGLE_TOOL, tasks.MULTI_TOOL)]
-    for low, high in ((120, 600), (600, 1800), (1800, 3601)):
-        some = [t for t in needs if low <= t.observations[0].end < high]
-        name = f"with tool, video of {low // 60} to {high // 60} minutes"
-        figures[f"{name}: right"] = _right(some)
-    return figures
-
-
-def _right(rows: Sequence[Trajectory]) -> Share:
-    return Share(sum(is_right(t, t.task.target.answer) for t in rows), len(rows))
-
-
-def _answers(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
-    """Of a quadrant: right in all, with and without options, by kind; whether calls were made as they should be."""
-    figures: dict[str, Share | float] = {
-        "right": _right(rows),
-        "right, with options": _right([t for t in rows if t.task.options]),
-        "right, open": _right([t for t in rows if not t.task.options]),
-    }
-    for kind in sorted({_kind(t) for t in rows}):
-        figures[f"right, {kind}"] = _right([t for t in rows if _kind(t) == kind])
-    needed = any(t.task.target.clues for t in rows)
-    name = "made as many calls as clues" if needed else "made no call"
-    right = sum(len(t.calls) == len(t.task.target.clues) for t in rows)
-    return {**figures, name: Share(right, len(rows))}
-
-
-def _kind(trajectory: Trajectory) -> str:
-    return tasks.kind_of(trajectory.task.question)
-
-
-def _grounding(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
-    """Overlap of the answered with the true segment; an answer that is no segment has none."""
-    ious = [score(t, t.task.target).accuracy for t in rows]
-    figures: dict[str, Share | float] = {
-        f"IoU >= {least}": Share(sum(i >= least for i in ious), len(ious)) for least in (0.3, 0.5)
-    }
-    return {**figures, "mean IoU": float(np.mean(ious)) if ious else 0.0}
-
-
-def _call_ious(trajectory: Trajectory) -> list[float]:
-    """Of each call, the IoU with the clue that it meets best."""
-    clues = [Interval(c.start, c.end) for c in trajectory.task.target.clues]
-    windows = [Interval(c.start, c.end) for c in trajectory.calls] if clues else []
-    return [max(overlap([w], [c]).iou for c in clues) for w in windows]
 
 
 def evaluate(
@@ -280,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"evaluate: {error}") from error
     figures = summarise(rows)
     if args.baseline:
-        figures |= {key: Share(*counts) for key, counts in one_turn.said(rows).items()}
+        figures |= {key: measure.figure for key, measure in one_turn.said(rows).items()}
     for key, value in figures.items():
         print(f"{key:52s} {value if isinstance(value, Share) else round(value, 3)}")
     plain = {

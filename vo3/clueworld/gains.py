@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from vo3.clueworld import tasks
-from vo3.clueworld.evaluate import is_right
+from vo3.clueworld.figures import is_right
 from vo3.clueworld.resample import interval, world_of
 from vo3.evals.journal import FILE, read_parts
 from vo3.evals.statistics import mcnemar
@@ -46,7 +46,7 @@ def right(trajectory: Trajectory) -> float:
     """1 for the right answer, else 0; in grounding the IoU of the answered segment."""
     if trajectory.task.target.data_source == tasks.GROUNDING:
         return score(trajectory, trajectory.task.target).accuracy
-    return float(is_right(trajectory, trajectory.task.target.answer))
+    return float(is_right(trajectory))
 
 
 def calls(trajectory: Trajectory) -> float:

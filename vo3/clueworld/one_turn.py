@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vo3.clueworld.figures import Measure
 from vo3.clueworld.views import sightings
 from vo3.clueworld.world import WorldConfig, make_world
 from vo3.trajectory import Trajectory
@@ -13,16 +14,16 @@ _LISTED = re.compile(r"<think>cards ([a-z ]*)\.")
 _READ = re.compile(r"the (\w+) card shows (\d)")
 
 
-def said(
-    rows: Sequence[Trajectory], *, config: WorldConfig | None = None
-) -> dict[str, tuple[int, int]]:
-    """(right, of) what think texts say.
+def said(rows: Sequence[Trajectory], *, config: WorldConfig | None = None) -> dict[str, Measure]:
+    """Whether what think texts say is right.
 
     Args:
       rows: of a baseline, with ids that begin with the world's seed.
       config: of the worlds; None: the embedded model's.
     """
-    listed, shown, unshown = [], [], []
+    listed: dict[str, float] = {}
+    shown: dict[str, float] = {}
+    unshown: dict[str, float] = {}
     worlds = {}
     for row in rows:
         seed = int(row.task.id.partition("-")[0])
@@ -33,12 +34,13 @@ def said(
         seen = [s.card.color for s in sightings(world, row.observations[0], missing=True)]
         text = row.turns[-1].text
         if cards := _LISTED.match(text):
-            listed.append(cards[1].split() == seen)
-        for color, digit in _READ.findall(text):
+            listed[row.task.id] = cards[1].split() == seen
+        for i, (color, digit) in enumerate(_READ.findall(text)):
             if color in digits:
-                (shown if color in seen else unshown).append(digits[color] == int(digit))
+                part = shown if color in seen else unshown
+                part[f"{row.task.id}#{i}"] = digits[color] == int(digit)
     return {
-        "think: lists exactly the cards that frames show": (sum(listed), len(listed)),
-        "think: digit of a card that frames show": (sum(shown), len(shown)),
-        "think: digit of a card that no frame shows": (sum(unshown), len(unshown)),
+        "think: lists exactly the cards that frames show": Measure(listed),
+        "think: digit of a card that frames show": Measure(shown),
+        "think: digit of a card that no frame shows": Measure(unshown),
     }

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks import ablate
 from benchmarks.ablate import Result, cells, key_of
-from vo3.clueworld.evaluate import Share
+from vo3.clueworld.figures import Share
 from vo3.clueworld.scales import get_scale
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.train import config as config_lib

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vo3.clueworld import bounds, tasks
 from vo3.clueworld.bounds import chance, looks
-from vo3.clueworld.evaluate import FIRST_SEED, Share, questions, questions_of
+from vo3.clueworld.evaluate import FIRST_SEED, questions, questions_of
+from vo3.clueworld.figures import Share
 from vo3.clueworld.legibility import Reader, Readings, cut_cells, glyph, readings
 from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS, SCALES, VIEWS, get_scale, uniform
 from vo3.clueworld.views import observe

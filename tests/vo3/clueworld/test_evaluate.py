@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vo3.clueworld import evaluate, tasks
-from vo3.clueworld.evaluate import Share, questions, summarise
+from vo3.clueworld.evaluate import questions
+from vo3.clueworld.figures import Share, summarise
 from vo3.clueworld.tasks import GROUNDING, MULTI_SEEN, MULTI_TOOL, SINGLE_TOOL
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import HELD_OUT, make_world

@@ -1,6 +1,7 @@
 """What a baseline says of its frames, by hand."""
 
 from vo3.clueworld.evaluate import FIRST_SEED
+from vo3.clueworld.figures import Share
 from vo3.clueworld.one_turn import said
 from vo3.clueworld.scales import get_scale
 from vo3.clueworld.views import observe, sightings
@@ -30,8 +31,8 @@ def test_cards_and_digits_are_held_against_the_frames():
         row(2, f"cards {missed[0].color}. the violet-green card shows 3."),
         row(3, "nothing that it was taught"),
     ]
-    assert said(rows) == {
-        "think: lists exactly the cards that frames show": (2, 3),
-        "think: digit of a card that frames show": (1, 1),
-        "think: digit of a card that no frame shows": (0, 1),
+    assert {name: measure.figure for name, measure in said(rows).items()} == {
+        "think: lists exactly the cards that frames show": Share(2, 3),
+        "think: digit of a card that frames show": Share(1, 1),
+        "think: digit of a card that no frame shows": Share(0, 1),
     }

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vo3.clueworld.evaluate import Share
+from vo3.clueworld.figures import Share
 from vo3.clueworld.resample import interval, world_of
 
 
