@@ -160,10 +160,16 @@ bench-maxtext: $(VENV)/.dev  ## our 7B step beside MaxText's, compiled for one s
 bench: $(VENV)/.parity  ## side-by-side measurements, one table
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
+# (folder, seed)
+define train
+	$(BIN)/python -m vo3.clueworld.recipe --workdir=$(1) --seed=$(2)
+	$(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=$(1)/rl --config.init_from=$(1)/export --config.seed=$(2)
+endef
+SEED ?= 0
+RUN ?= out/clueworld
 .PHONY: clueworld
-clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it: fine-tuning, then RL
-	$(BIN)/python -m vo3.clueworld.recipe --workdir out/clueworld
-	$(BIN)/python -m vo3.train.grpo --config=configs/rl_clueworld.py --workdir=out/clueworld/rl --config.init_from=out/clueworld/export
+clueworld: $(VENV)/.dev  ## train the embedded model again, with the recipe that made it: fine-tuning, then RL; SEED=1 RUN=out/one is another
+	$(call train,$(RUN),$(SEED))
 
 # Resumable; one after the other, as each takes all cores.
 RL := out/clueworld-rl
@@ -179,6 +185,20 @@ clueworld-rl: $(VENV)/.dev  ## RL of the embedded model over SEEDS, asked before
 	for seed in $(SEEDS); do ask --workdir=$(RL)/asked/$$seed --checkpoint=$(RL)/$$seed/export; done
 	$(BIN)/python -m vo3.train.rl_curves --out=$(RL)/curves.svg $(SEEDS:%=$(RL)/%/log.jsonl)
 	$(BIN)/python -m vo3.clueworld.gains --before=$(RL)/asked/before/agent $(SEEDS:%=$(RL)/asked/%/agent) | tee $(RL)/gains.md
+
+RUNS := out/clueworld-seeds
+.PHONY: clueworld-seeds
+clueworld-seeds: WORLDS = 170
+clueworld-seeds: $(VENV)/.dev  ## the whole recipe over SEEDS, asked on held-out worlds, one table
+	@ask() { $(BIN)/python -m vo3.clueworld.evaluate --worlds=$(WORLDS) --videos=out/clueworld-eval/videos "$$@"; }
+	for seed in $(SEEDS); do
+	  run=$(RUNS)/$$seed
+	  $(call train,$$run,$$seed)
+	  ask --workdir=$$run/asked --checkpoint=$$run/rl/export
+	  ask --workdir=$$run/asked-sft --checkpoint=$$run/export
+	done
+	folders() { echo $(SEEDS:%=$(RUNS)/%/$$1/agent) | tr ' ' ,; }
+	$(BIN)/python -m vo3.clueworld.tables "agent=$$(folders asked)" "before RL=$$(folders asked-sft)" | tee $(RUNS)/table.md
 
 .PHONY: clueworld-baselines
 clueworld-baselines: $(VENV)/.dev  ## train the one-turn baselines of the embedded model by the same recipe

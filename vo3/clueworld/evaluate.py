@@ -27,7 +27,7 @@ from vo3.clueworld.film import write_video
 from vo3.clueworld.scales import VIEWS, get_scale
 from vo3.clueworld.world import HELD_OUT, World, WorldConfig, make_world
 from vo3.evals import fingerprint
-from vo3.evals.journal import FILE, SETTINGS, Journal, check_settings
+from vo3.evals.journal import FILE, SETTINGS, Journal, JournalError, check_settings
 from vo3.train.config import ConfigError
 from vo3.trajectory import Task, Trajectory
 from vo3.video import CropPolicy, VideoCrop, VideoError
@@ -149,7 +149,7 @@ def evaluate(
 
 def main(argv: list[str] | None = None) -> None:
     """Runs, prints the table, writes it as summary.json."""
-    from vo3.models import load
+    from vo3.models import CheckpointError, load
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
@@ -162,7 +162,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if FIRST_SEED + args.worlds > HELD_OUT:
         raise SystemExit(f"--worlds {args.worlds}: at most {HELD_OUT - FIRST_SEED} are held out")
-    model = load(args.checkpoint)
+    try:
+        model = load(args.checkpoint)
+    except CheckpointError as error:
+        raise SystemExit(f"evaluate: {error}") from error
     policy = one_look_policy(model.crop_policy) if args.one_look else model.crop_policy
     if args.baseline:
         policy = get_scale("clueworld").view(args.baseline)
@@ -189,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
             videos=videos,
             settings=settings,
         )
-    except ConfigError as error:
+    except (ConfigError, JournalError) as error:
         raise SystemExit(f"evaluate: {error}") from error
     figures = summarise(rows)
     if args.baseline:

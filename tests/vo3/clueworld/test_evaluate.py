@@ -14,6 +14,7 @@ from vo3.clueworld.figures import Share, summarise
 from vo3.clueworld.tasks import GROUNDING, MULTI_SEEN, MULTI_TOOL, SINGLE_TOOL
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import HELD_OUT, make_world
+from vo3.evals.journal import Journal
 from vo3.rollout import RolloutPolicy
 from vo3.train.config import ConfigError
 from vo3.trajectory import Call, Observation, Trajectory, Turn
@@ -123,6 +124,11 @@ def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
     assert all(len(Trajectory.loads(line).observations) == 1 for line in looks)
     with pytest.raises(SystemExit, match=r"evaluate: .*made with other settings \(checkpoint was"):
         evaluate.main([*arguments, "--checkpoint", "clueworld-sft"])
+    with (
+        Journal(tmp_path / "agent" / "trajectories.jsonl"),
+        pytest.raises(SystemExit, match=r"evaluate: .*being written to by another run"),
+    ):
+        evaluate.main(arguments)
 
 
 class Engine:
@@ -158,6 +164,8 @@ def test_answers_are_kept_for_what_is_asked_and_for_who_answered(tmp_path, monke
         ask(1, settings={"checkpoint": "x"})
 
 
-def test_trained_seeds_are_refused(tmp_path):
+def test_trained_seeds_and_checkpoints_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="held out"):
         evaluate.main(["--workdir", str(tmp_path), "--worlds", "60000"])
+    with pytest.raises(SystemExit, match=r"evaluate: .*none does not exist; give the directory"):
+        evaluate.main(["--workdir", str(tmp_path), "--checkpoint", str(tmp_path / "none")])
