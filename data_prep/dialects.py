@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from etils import epath
@@ -200,23 +200,12 @@ def _read_call(agent: Agent, content: str, name: str) -> Call:
 
 
 def _write_longvt(conversation: Conversation) -> tuple[dict[str, Any], tuple[str, ...]]:
-    messages: list[dict[str, Any]] = []
-    if conversation.system:
-        messages.append({"role": "system", "content": conversation.system})
-    messages.append({"role": "user", "content": f"{VIDEO_MARK}\n{conversation.question}"})
-    lost = []
-    for turn in conversation.turns:
-        if turn.window is None:
-            text = format_turn(turn.think, format_answer(turn.answer or ""))
-            messages.append({"role": "assistant", "content": text})
-            continue
-        if turn.strategy is not None or turn.rate is not None:
-            lost.append("sampling strategy")
-        call = _LONGVT.format_call(Call(*turn.window, None), video=conversation.video)
-        messages.append({"role": "assistant", "content": format_turn(turn.think, call)})
-        messages.append({"role": "tool", "content": VIDEO_MARK})
-    row = {"id": conversation.id, "video": conversation.video, "messages": messages}
-    return row, tuple(lost)
+    def call(turn: Turn, window: tuple[float, float]) -> tuple[str, str | None]:
+        lost = turn.strategy is not None or turn.rate is not None
+        text = _LONGVT.format_call(Call(*window, None), video=conversation.video)
+        return text, "sampling strategy" if lost else None
+
+    return _written(conversation, call, shown="tool")
 
 
 # ---- VideoZoomer
@@ -239,6 +228,33 @@ def _read_zoomer(row: Mapping[str, Any]) -> tuple[Conversation, tuple[str, ...]]
 
 
 def _write_zoomer(conversation: Conversation) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def call(turn: Turn, window: tuple[float, float]) -> tuple[str, str | None]:
+        start, end = window
+        rate, lost = turn.rate, None
+        if rate is None:
+            rate = RATES[turn.strategy or "medium"]
+        if videozoomer.frames(start, end, rate) > videozoomer.MAX_FRAMES:
+            rate = videozoomer.MAX_FRAMES / (end - start)
+            lost = "sampling strategy (more than 16 frames)"
+        return _ZOOMER.format_call(Call(start, end, None, rate)), lost
+
+    return _written(conversation, call, shown="user")
+
+
+_READ = {"video-o3": _read_own, "longvt": _read_longvt, "videozoomer": _read_zoomer}
+_WRITE = {"video-o3": _write_own, "longvt": _write_longvt, "videozoomer": _write_zoomer}
+
+
+# ---- parts of rows
+
+
+def _written(
+    conversation: Conversation,
+    call_of: Callable[[Turn, tuple[float, float]], tuple[str, str | None]],
+    *,
+    shown: str,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Messages whose calls are what `call_of` makes of a turn and its window, beside what is lost; clips come with the role `shown`."""
     messages: list[dict[str, Any]] = []
     if conversation.system:
         messages.append({"role": "system", "content": conversation.system})
@@ -249,23 +265,12 @@ def _write_zoomer(conversation: Conversation) -> tuple[dict[str, Any], tuple[str
             text = format_turn(turn.think, format_answer(turn.answer or ""))
             messages.append({"role": "assistant", "content": text})
             continue
-        start, end = turn.window
-        rate = turn.rate if turn.rate is not None else RATES[turn.strategy or "medium"]
-        if videozoomer.frames(start, end, rate) > videozoomer.MAX_FRAMES:
-            rate = videozoomer.MAX_FRAMES / (end - start)
-            lost.append("sampling strategy (more than 16 frames)")
-        call = _ZOOMER.format_call(Call(start, end, None, rate))
+        call, missing = call_of(turn, turn.window)
+        lost += [missing] if missing else []
         messages.append({"role": "assistant", "content": format_turn(turn.think, call)})
-        messages.append({"role": "user", "content": VIDEO_MARK})
+        messages.append({"role": shown, "content": VIDEO_MARK})
     row = {"id": conversation.id, "video": conversation.video, "messages": messages}
     return row, tuple(lost)
-
-
-_READ = {"video-o3": _read_own, "longvt": _read_longvt, "videozoomer": _read_zoomer}
-_WRITE = {"video-o3": _write_own, "longvt": _write_longvt, "videozoomer": _write_zoomer}
-
-
-# ---- parts of rows
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
