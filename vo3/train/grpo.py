@@ -33,17 +33,16 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import logging
 from etils import epath
-from ml_collections import config_flags
 
 from vo3.chat import PromptPack
 from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig
 from vo3.rollout import GroupEngine
 from vo3.rollout.run import Video
 from vo3.train import checkpoints as ckpt
+from vo3.train import command, processes, rl_config, samples, sharding
 from vo3.train import config as config_lib
-from vo3.train import processes, rl_config, samples, sharding
 from vo3.train.collect import (
     Collected,
     CollectError,
@@ -52,7 +51,7 @@ from vo3.train.collect import (
     Roller,
     sum_over_processes,
 )
-from vo3.train.faults import Faults, TrainingFault
+from vo3.train.faults import Faults
 from vo3.train.metrics import Log, Profile
 from vo3.train.pending import Kept, Pending
 from vo3.train.policy_step import PolicyPrograms
@@ -61,7 +60,7 @@ from vo3.train.prompts import Prompts, make_prompts, opener
 from vo3.train.publish import Publisher
 from vo3.train.rl_metrics import Alarms, StepRow, rollout_figures, update_figures
 from vo3.train.scoring import ScoredGroup, kept, with_reward
-from vo3.train.sft import Result, quiet, start, stopped_code
+from vo3.train.sft import Result, start
 from vo3.train.state import Params, Trainable, TrainState, trainable
 from vo3.train.step import FAULTS
 from vo3.train.workdir import claim
@@ -379,34 +378,10 @@ def make_roller(
     )
 
 
-def define_flags() -> None:
-    """The command's flags. Defined by the program alone, so that modules of several commands can be imported together."""
-    config_flags.DEFINE_config_file("config", None, "RL configuration.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Checkpoints, logs and trajectories go here.")
-    flags.mark_flags_as_required(["config", "workdir"])
-
-
 def main(_: list[str]) -> int:
-    """Entry point of `python -m vo3.train.grpo`.
-
-    Exit code 0 when finished, `stopped_code()` when saved on request before that, 1 with one line on a known error.
-    """
-    try:
-        stopped = stopped_code()
-        processes.start()
-        quiet()
-        result = train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (
-        config_lib.ConfigError,
-        ckpt.CheckpointError,
-        CollectError,
-        TrainingFault,
-        FileNotFoundError,
-    ) as error:
-        raise SystemExit(f"vo3.train.grpo: {error}") from error
-    return 0 if result.finished else stopped
+    """Entry point of `python -m vo3.train.grpo`; see `command.run`."""
+    return command.run("vo3.train.grpo", train, CollectError)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=config_lib.parse_flags)
+    command.start(main)

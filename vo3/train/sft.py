@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,18 +18,17 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 from etils import epath
 from flax import nnx
-from ml_collections import config_flags
 
 from vo3.data.failures import FailureLimitError
 from vo3.data.rejects import RejectLimitError
 from vo3.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from vo3.train import checkpoints as ckpt
+from vo3.train import command, processes, samples, sharding
 from vo3.train import config as config_lib
-from vo3.train import processes, samples, sharding
-from vo3.train.faults import Faults, TrainingFault
+from vo3.train.faults import Faults
 from vo3.train.feed import Ahead, ClueWorldFeed, Feed, MicroBatch
 from vo3.train.metrics import Log, Meter, Profile, Work
 from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
@@ -343,60 +341,10 @@ def latest_params(model: Qwen2_5_VL, workdir: epath.PathLike) -> nnx.State:
     return hf_io.unflatten(like, ckpt.read_params(workdir, shapes))
 
 
-def define_flags() -> None:
-    """The command's flags. Defined by the program alone, so that modules of several commands can be imported together."""
-    config_flags.DEFINE_config_file("config", None, "Training configuration.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Checkpoints and logs go here.")
-    flags.mark_flags_as_required(["config", "workdir"])
-
-
 def main(_: list[str]) -> int:
-    """Entry point of `python -m vo3.train.sft`.
-
-    Exit code 0 when finished, `stopped_code()` when saved on request before that, 1 with one line on a known error.
-    """
-    try:
-        stopped = stopped_code()
-        processes.start()
-        quiet()
-        result = train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (
-        config_lib.ConfigError,
-        ckpt.CheckpointError,
-        TrainingFault,
-        RejectLimitError,
-        FailureLimitError,
-        FileNotFoundError,
-    ) as error:
-        raise SystemExit(f"vo3.train.sft: {error}") from error
-    return 0 if result.finished else stopped
-
-
-def stopped_code() -> int:
-    """The exit code of a run that saved on request and is not finished, of the variable VO3_STOPPED_CODE; 0 where it is not set.
-
-    Kubernetes takes 0 for the end of the work, and starts nothing again after it: there the launchers set another code.
-
-    Raises:
-      ConfigError: the variable is no code.
-    """
-    given = os.environ.get("VO3_STOPPED_CODE", "0")
-    if not (given.isascii() and given.isdigit() and int(given) <= 255):
-        raise config_lib.ConfigError(
-            f"VO3_STOPPED_CODE={given!r}: an exit code is expected, a number from 0 to 255"
-        )
-    return int(given)
-
-
-def quiet() -> None:
-    """Leaves out what Orbax tells of every file: the run's own lines would be lost in it."""
-    import logging as std
-
-    logging.set_verbosity(logging.INFO)
-    talkative = lambda record: record.levelno >= std.WARNING or "/orbax/" not in record.pathname
-    logging.get_absl_logger().addFilter(talkative)
+    """Entry point of `python -m vo3.train.sft`; see `command.run`."""
+    return command.run("vo3.train.sft", train, RejectLimitError, FailureLimitError)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=config_lib.parse_flags)
+    command.start(main)

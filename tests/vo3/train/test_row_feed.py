@@ -22,7 +22,7 @@ from configs import tiny
 from vo3.data.failures import Failure, FailureLimitError, FailureRecord
 from vo3.data.rejects import RejectLimitError
 from vo3.models import hf_io
-from vo3.train import row_feed, sft
+from vo3.train import command, row_feed, sft
 from vo3.train.config import override, resolve
 from vo3.train.features import merged, trunk
 from vo3.train.pixels import normalize
@@ -241,9 +241,9 @@ def test_trouble_with_the_data_ends_the_command_in_one_line(
     if "data.rows" in fault:
         fault["data.rows"] = str(tmp_path / fault["data.rows"])
     given = {"config": config_of(rows, **{"mesh.fsdp": -1, **fault}), "workdir": str(tmp_path / "run")}  # fmt: skip
-    monkeypatch.setattr(sft.flags, "FLAGS", types.SimpleNamespace(**given))
-    monkeypatch.setattr(sft, "quiet", lambda: None)
-    monkeypatch.setattr(sft.processes, "start", lambda: None)
+    monkeypatch.setattr(command.flags, "FLAGS", types.SimpleNamespace(**given))
+    monkeypatch.setattr(command, "quiet", lambda: None)
+    monkeypatch.setattr(command.processes, "start", lambda: None)
     with pytest.raises(SystemExit, match=rf"^vo3\.train\.sft: .*{line}") as error:
         sft.main([])
     assert "\n" not in str(error.value)
