@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import importlib.resources
 import math
 import os
@@ -15,6 +13,7 @@ from vo3.rewards.grounding import Interval, overlap
 from vo3.trajectory import Target, Task, Trajectory
 from vo3.video import Clip
 from vo3.viewer import story, timeline
+from vo3.viewer.frame import frame
 from vo3.viewer.markup import Markup, join, tag
 from vo3.viewer.pictures import clock, rate
 
@@ -90,25 +89,7 @@ def document(
     `connect` lets the script ask the page's own server, and no other; `media` lets it play a video that its reader chose.
     """
     code = (_asset("script.js") if script else "") if code is None else code
-    # The policy lets this one script run, and nothing be fetched, whatever a video or a model wrote.
-    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    policy += "; connect-src 'self'" if connect else ""
-    policy += "; media-src blob:" if media else ""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Markup(_asset("style.css"))),
-    )
-    end = tag("script", Markup(code)) if code else None
-    return "<!doctype html>\n" + tag("html", head, tag("body", *body, end), lang="en") + "\n"
+    return frame(title, *body, style=_asset("style.css"), script=code, connect=connect, media=media)
 
 
 def render(trajectory: Trajectory, *, clips: Mapping[int, Clip] | None = None) -> str:
