@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tiny_rows import MODEL, PATCHES, TOKENS, config, document, rows
 
-from vo3.train import processes, sft, sharding
+from vo3.train import command, processes, sft, sharding
 from vo3.train.feed import ListFeed
 
 _DOCS = [document(seed) for seed in range(12)]
@@ -63,7 +63,7 @@ def main(workdir: str, *arguments: str) -> None:
     parser.add_argument("--slow", type=float, default=0.0)
     args = parser.parse_args(arguments)
     processes.start()
-    sft.quiet()
+    command.quiet()
     devices = jax.devices()[: args.devices]
     changes = run_config(**{"mesh.fsdp": len(devices)})
     group, groups = sharding.row_groups(sharding.make_mesh(changes, devices))

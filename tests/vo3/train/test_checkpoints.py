@@ -231,7 +231,7 @@ def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(tmp_path):
     good = BATCHES[0]
     nan = dataclasses.replace(good[1], weight=good[1].weight * np.float32("nan"))
     feed = lambda: feed_of([good, [good[0], nan], good])
-    with pytest.raises(sft.TrainingFault, match=r"step 2: .*not finite.*list 1\.1") as error:
+    with pytest.raises(faults.TrainingFault, match=r"step 2: .*not finite.*list 1\.1") as error:
         train(tmp_path, feed=feed(), steps=3)
     assert "on_nan=skip" in str(error.value)
     dumped = np.load(tmp_path / "faults" / "step-000002-process0-1.npz")
