@@ -24,6 +24,7 @@ from vo3.clueworld.figures import Measure, Share, measures
 from vo3.clueworld.gains import read
 from vo3.clueworld.resample import interval, world_of
 from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS
+from vo3.evals.journal import JournalError
 
 Run = dict[str, Measure]  # by name of the figure
 
@@ -33,6 +34,7 @@ def run_of(folder: epath.PathLike) -> Run:
 
     Raises:
       FileNotFoundError: the folder has no answers.
+      JournalError: one of them cannot be read.
     """
     rows = list(read(folder).values())
     found = measures(rows)
@@ -125,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"{column!r}: wanted NAME=DIR[,DIR...], each name once")
         try:
             columns[name] = [run_of(folder) for folder in folders.split(",")]
-        except FileNotFoundError as error:
+        except (FileNotFoundError, JournalError) as error:
             raise SystemExit(f"tables: {error}") from error
     try:
         print(table(columns, only=args.only))

@@ -36,6 +36,8 @@ def test_several_runs_have_the_interval_of_worlds_and_runs():
     # Calls are not the same in all runs: no interval of theirs.
     runs[1].values["0-x#7"] = 1.0
     assert "of 3" not in tables.cell(runs) and " to " in tables.cell(runs)
+    ragged = [Measure({"1-x#0": 1, "1-x#1": 0}), Measure({"1-x#0": 1})]
+    assert tables.cell(ragged) == "75.0 % (50.0 % to 100.0 %)"
 
 
 def test_differences_are_of_what_both_have_and_in_points():
@@ -95,7 +97,10 @@ def test_the_command(tmp_path, capsys):
     assert cells["think: lists exactly the cards that frames show"][0] == "-"
     assert cells["calls: window hits a clue (IoU > 0)"][1] == "- |"
     assert f"| {tasks.MULTI_TOOL}: right | +100.0 [+100.0, +100.0] |" in second.splitlines()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / FILE).write_text("{}\n")
     for wrong, told in (
+        ([f"a={tmp_path / 'torn'}"], "tables: .*line 1, is no trajectory"),
         (["agent"], r"'agent': wanted NAME=DIR"),
         ([f"a={fine}", f"a={fine}"], "each name once"),
         ([f"a={fine}", "--only", "("], "tables: .*unterminated|tables: missing"),
