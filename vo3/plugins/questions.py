@@ -66,11 +66,13 @@ class Answers:
 
         Raises:
           ConfigError, CheckpointError: what is wrong, and what to do.
+          JournalError: `trajectories` is being written to, by another process or by an instance that was not closed.
         """
         self.config = override(config_lib.defaults(), **settings_of(settings))
         config_lib.validate(self.config)
         self._journal = None if trajectories is None else Journal(trajectories)
         if self._journal is not None and self._journal.done:
+            self.close()
             raise ConfigError(
                 f"trajectories: {trajectories} holds {len(self._journal.done)} of an earlier run; name another file"
             )
@@ -94,3 +96,14 @@ class Answers:
             if self._journal is not None:  # nobody says when the last question was asked
                 self._journal.flush()
         return [found[task.id] for task in tasks]
+
+    def close(self) -> None:
+        """Ends writing; the file may then be opened by another run."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -12,7 +12,7 @@ from tests.gcs_fake import fake_gcs
 from vo3 import plugins
 from vo3.chat import PromptPack
 from vo3.evals import runner
-from vo3.evals.journal import failed
+from vo3.evals.journal import JournalError, failed
 from vo3.plugins import vlmevalkit
 from vo3.plugins.questions import Answers, settings_of, split_question
 from vo3.train.config import ConfigError
@@ -89,8 +89,12 @@ def test_questions_are_asked_by_video_and_answered_in_order(asker, tmp_path):
     ]
     lines = (tmp_path / "kept.jsonl").read_text().splitlines()
     assert {Trajectory.loads(line).task.id for line in lines} == {"0", "1", "2", "3"}
-    with pytest.raises(ConfigError, match=r"kept\.jsonl holds 4 of an earlier run"):
+    with pytest.raises(JournalError, match=r"kept\.jsonl is being written to by another run"):
         Answers(trajectories=tmp_path / "kept.jsonl")
+    answers.close()
+    for _ in range(2):  # a refusal leaves the file to others
+        with pytest.raises(ConfigError, match=r"kept\.jsonl holds 4 of an earlier run"):
+            Answers(trajectories=tmp_path / "kept.jsonl")
 
 
 def test_conversations_are_on_the_object_store_when_a_batch_is_answered(asker):
