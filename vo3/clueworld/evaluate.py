@@ -4,7 +4,8 @@
 
 Every world gives three different questions of each quadrant (see `vo3.clueworld.tasks`), about half of them with options. Every trajectory is written to
 WORKDIR/NAME/trajectories.jsonl as it ends, NAME being agent, one-look or the baseline's view; a second run goes on where the first stopped, and is refused where the checkpoint
-or what it is shown is another: WORKDIR/NAME/settings.json tells. `--one-look` asks the same model on uniform frames at as many visual tokens as an
+or what it is shown is another: WORKDIR/NAME/settings.json tells. The figures are printed and written to WORKDIR/NAME/summary.json, with the values behind them in
+WORKDIR/NAME/measures.json.gz (`vo3.clueworld.kept`). `--one-look` asks the same model on uniform frames at as many visual tokens as an
 agent with one clip sees (100), without any clip: what is in reach of one look. `--baseline` asks a one-turn model that was trained for it (`vo3.clueworld.recipe --view=VIEW`)
 on uniform frames of a resolution of `vo3.clueworld.scales`, at the visual tokens of an agent with two clips.
 """
@@ -21,8 +22,8 @@ import numpy as np
 from etils import epath
 
 from vo3.agent import VideoAgent
-from vo3.clueworld import one_turn, tasks
-from vo3.clueworld.figures import Share, summarise
+from vo3.clueworld import kept, one_turn, tasks
+from vo3.clueworld.figures import Share, measures
 from vo3.clueworld.film import write_video
 from vo3.clueworld.scales import VIEWS, get_scale
 from vo3.clueworld.world import HELD_OUT, World, WorldConfig, make_world
@@ -148,7 +149,7 @@ def evaluate(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs, prints the table, writes it as summary.json."""
+    """Runs, prints the table, writes it and what is behind it."""
     from vo3.models import CheckpointError, load
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -194,9 +195,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     except (ConfigError, JournalError) as error:
         raise SystemExit(f"evaluate: {error}") from error
-    figures = summarise(rows)
+    found = measures(rows)
     if args.baseline:
-        figures |= {key: measure.figure for key, measure in one_turn.said(rows).items()}
+        found |= one_turn.said(rows)
+    kept.save(workdir / name / kept.FILE, found)
+    figures = {key: measure.figure for key, measure in found.items()}
     for key, value in figures.items():
         print(f"{key:52s} {value if isinstance(value, Share) else round(value, 3)}")
     plain = {

@@ -57,11 +57,6 @@ class Measure:
         return float(np.mean(list(self.values.values()))) if self.values else 0.0
 
 
-def summarise(rows: Sequence[Trajectory]) -> dict[str, Share | float]:
-    """The figures of a run, by name."""
-    return {name: measure.figure for name, measure in measures(rows).items()}
-
-
 def measures(rows: Sequence[Trajectory]) -> dict[str, Measure]:
     """What the answers of a run are worth, by name; ids of the questions differ."""
     found: dict[str, Measure] = {}

@@ -2,8 +2,9 @@
 
     python -m vo3.clueworld.tables agent=out/clueworld-eval/agent middle=out/clueworld-eval/middle [--only="right$"]
     python -m vo3.clueworld.tables agent=out/asked/0/agent,out/asked/1/agent,out/asked/2/agent
+    python -m vo3.clueworld.tables coarse=docs/results/coarse.json.gz coarse-only=docs/results/coarse-only.json.gz
 
-A column is a name and a folder of `vo3.clueworld.evaluate`, or several folders: models that differ in their seed alone. A figure of one folder has the Wilson interval of its questions. Of several it is the mean over them, with the
+A column is a name and a folder of `vo3.clueworld.evaluate`, or several folders: models that differ in their seed alone. The file of `vo3.clueworld.kept` stands for its folder, wherever it was put. A figure of one folder has the Wilson interval of its questions. Of several it is the mean over them, with the
 bootstrap's interval over worlds and models at once (`vo3.clueworld.resample`); what is counted a call is not the same in all of them, and has the lowest and the highest.
 
 The second table is of differences in points, on questions that both have: a column of as many folders as the first is paired with it one by one, a column of one folder with each.
@@ -19,23 +20,24 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from vo3.clueworld import one_turn
+from vo3.clueworld import kept, one_turn
 from vo3.clueworld.figures import Measure, Share, measures
 from vo3.clueworld.gains import read
 from vo3.clueworld.resample import interval, world_of
 from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS
-from vo3.evals.journal import JournalError
 
 Run = dict[str, Measure]  # by name of the figure
 
 
 def run_of(folder: epath.PathLike) -> Run:
-    """The measures of an evaluation; of a baseline also those of what its think texts say.
+    """The measures of an evaluation, by its folder or from the file that was kept of it; of a baseline also those of what its think texts say.
 
     Raises:
-      FileNotFoundError: the folder has no answers.
-      JournalError: one of them cannot be read.
+      FileNotFoundError: the folder has no answers, or there is no such file.
+      ValueError: an answer, or the file, cannot be read.
     """
+    if str(folder).endswith(".gz"):
+        return kept.load(folder)
     rows = list(read(folder).values())
     found = measures(rows)
     if epath.Path(folder).name in (*RESOLUTIONS, COARSE_ONLY):
@@ -127,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"{column!r}: wanted NAME=DIR[,DIR...], each name once")
         try:
             columns[name] = [run_of(folder) for folder in folders.split(",")]
-        except (FileNotFoundError, JournalError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise SystemExit(f"tables: {error}") from error
     try:
         print(table(columns, only=args.only))

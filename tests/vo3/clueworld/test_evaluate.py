@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 
-from vo3.clueworld import evaluate, tasks
+from vo3.clueworld import evaluate, kept, tables, tasks
 from vo3.clueworld.evaluate import questions
-from vo3.clueworld.figures import Share, summarise
+from vo3.clueworld.figures import Share, measures
 from vo3.clueworld.tasks import GROUNDING, MULTI_SEEN, MULTI_TOOL, SINGLE_TOOL
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import HELD_OUT, make_world
@@ -28,6 +28,10 @@ def answered(task, answer, *calls):
     if answer is not None:
         turns.append(Turn("answer", f"<think>-</think>\n<answer>{answer}</answer>", answer=answer))
     return Trajectory(task, tuple(turns), outcome="answered", answer=answer)
+
+
+def figures_of(rows):
+    return {name: measure.figure for name, measure in measures(rows).items()}
 
 
 def test_figures_by_hand():
@@ -52,7 +56,7 @@ def test_figures_by_hand():
         answered(when[1], "nothing"),
         answered(dataclasses.replace(when[0], id="other-when"), half),
     ]
-    figures = summarise(rows)
+    figures = figures_of(rows)
     assert figures["clue_single_w_tool: right"] == Share(1, 3)
     assert figures["clue_single_w_tool: made as many calls as clues"] == Share(2, 3)
     assert figures["clue_multi_w_tool: right"] == Share(1, 1)
@@ -69,7 +73,7 @@ def test_figures_by_hand():
 def test_rows_by_kind_are_of_what_was_asked():
     worlds = (make_world(seed) for seed in range(evaluate.FIRST_SEED, evaluate.FIRST_SEED + 20))
     asked = [t for world in worlds for t in questions(world, "w.mp4")]
-    figures = summarise([answered(task, task.target.answer) for task in asked])
+    figures = figures_of([answered(task, task.target.answer) for task in asked])
     for kind, text in (("ends", "the first and the last"), ("higher", "the higher digit")):
         number = sum(text in task.question for task in asked)
         assert figures[f"clue_multi_w_tool: right, {kind}"] == Share(number, number)
@@ -117,7 +121,10 @@ def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
     evaluate.main(arguments)  # nothing is left to do
     assert (tmp_path / "agent" / "trajectories.jsonl").read_text().splitlines() == rows
     assert capsys.readouterr().out == first
-    assert json.loads((tmp_path / "agent" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "agent" / "summary.json").read_text())
+    found = kept.load(tmp_path / "agent" / kept.FILE)
+    assert list(found) == list(summary) and summary["clue_single_w_tool: right"]["total"] == 3
+    assert found.keys() == tables.run_of(tmp_path / "agent").keys()
     evaluate.main([*arguments, "--one-look"])
     looks = (tmp_path / "one-look" / "trajectories.jsonl").read_text().splitlines()
     assert len(looks) == 15

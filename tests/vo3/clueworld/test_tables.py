@@ -1,11 +1,12 @@
 """Evaluations side by side, by hand and by command."""
 
+import gzip
 import re
 
 import numpy as np
 import pytest
 
-from vo3.clueworld import tables, tasks
+from vo3.clueworld import kept, tables, tasks
 from vo3.clueworld.evaluate import questions
 from vo3.clueworld.figures import Measure, Share
 from vo3.clueworld.scales import get_scale
@@ -66,6 +67,25 @@ def test_a_figure_that_a_column_lacks_is_left_open():
     assert [line.split(" | ")[0] for line in second] == ["| ", "| ---", "| right"]
 
 
+def test_what_is_kept_is_what_was_measured(tmp_path):
+    found = {
+        "right": Measure({"1-x": True, "2-x": False, "2-y": 1.0}),
+        "calls: IoU": Measure({"1-x#0": 0.05, "1-x#1": 1 / 3}, share=False),
+        "nothing": Measure({}),
+    }
+    for name in ("a.gz", "b.gz"):
+        kept.save(tmp_path / name, found)
+    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+    read = kept.load(tmp_path / "a.gz")
+    assert list(read) == list(found) and read["right"] == found["right"]
+    assert read["nothing"] == found["nothing"] and not read["calls: IoU"].share
+    assert read["calls: IoU"].values == {"1-x#0": 0.05, "1-x#1": 0.3333}
+    for text in (b"", b"{}", gzip.compress(b"[1]"), gzip.compress(b'{"right": {"share": true}}')):
+        (tmp_path / "c.gz").write_bytes(text)
+        with pytest.raises(ValueError, match=r"c\.gz does not hold the measures of an evaluation"):
+            kept.load(tmp_path / "c.gz")
+
+
 def written(folder, policy, *, answer, call):
     """An evaluation of two worlds in which everything is answered with `answer(task)`."""
     with Journal(folder / FILE) as log:
@@ -97,10 +117,17 @@ def test_the_command(tmp_path, capsys):
     assert cells["think: lists exactly the cards that frames show"][0] == "-"
     assert cells["calls: window hits a clue (IoU > 0)"][1] == "- |"
     assert f"| {tasks.MULTI_TOOL}: right | +100.0 [+100.0, +100.0] |" in second.splitlines()
+    # What was kept of an evaluation stands for it.
+    held = [kept.save(file := tmp_path / f"{i}.gz", tables.run_of(f)) or file for i, f in enumerate((*agent, fine))]  # fmt: skip
+    tables.main([f"agent={held[0]},{held[1]}", f"fine={held[2]}", "--only", "right$|calls:|think"])
+    assert capsys.readouterr().out.split("\n\n") == [first, second]
     (tmp_path / "torn").mkdir()
+    (tmp_path / "torn.gz").write_bytes(held[0].read_bytes()[:-9])
     (tmp_path / "torn" / FILE).write_text("{}\n")
     for wrong, told in (
         ([f"a={tmp_path / 'torn'}"], "tables: .*line 1, is no trajectory"),
+        ([f"a={tmp_path / 'torn.gz'}"], "tables: .*torn.gz does not hold the measures"),
+        ([f"a={tmp_path / 'none.gz'}"], "tables: .*none.gz"),
         (["agent"], r"'agent': wanted NAME=DIR"),
         ([f"a={fine}", f"a={fine}"], "each name once"),
         ([f"a={fine}", "--only", "("], "tables: .*unterminated|tables: missing"),
