@@ -1,13 +1,14 @@
 """What an evaluation comes to, kept in one small file: every figure with the values that it is the mean of.
 
-`vo3.clueworld.evaluate` writes it beside the trajectories. It is a fiftieth of their size and enough for intervals over questions, worlds and models and for
-differences question by question, so that evaluations of one week can be held against those of another: `docs/results` has those of docs/clueworld.md.
+`vo3.clueworld.evaluate` writes it beside the trajectories. It is a hundredth of their size and enough for intervals over questions, worlds and models and for
+differences question by question, so that evaluations of one week can be held against those of another: `docs/results` has some of those that docs/clueworld.md tells.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 
 from etils import epath
@@ -40,11 +41,22 @@ def load(path: epath.PathLike) -> dict[str, Measure]:
       FileNotFoundError: there is no such file.
       ValueError: it holds something else; names it.
     """
-    data = epath.Path(path).read_bytes()
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; make it with vo3.clueworld.evaluate")
+    data = path.read_bytes()
     try:
         plain = json.loads(gzip.decompress(data))
         return {name: Measure(one["values"], one["share"]) for name, one in plain.items()}
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise ValueError(
             f"{path} does not hold the measures of an evaluation; make them with vo3.clueworld.evaluate"
         ) from error

@@ -76,9 +76,13 @@ class Answers:
             raise ConfigError(
                 f"trajectories: {trajectories} holds {len(self._journal.done)} of an earlier run; name another file"
             )
-        model, pack = runner.load(self.config)
-        self._mode = runner.modes_of(self.config, model, pack)[0]
-        (self._asker,) = runner.askers([self._mode], model, self.config)
+        try:
+            model, pack = runner.load(self.config)
+            self._mode = runner.modes_of(self.config, model, pack)[0]
+            (self._asker,) = runner.askers([self._mode], model, self.config)
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, tasks: Sequence[Task]) -> list[Trajectory]:
         """The conversations on `tasks`, in their order; what could not be asked has no answer and says why in `meta`."""

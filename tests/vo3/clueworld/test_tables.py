@@ -80,7 +80,15 @@ def test_what_is_kept_is_what_was_measured(tmp_path):
     assert list(read) == list(found) and read["right"] == found["right"]
     assert read["nothing"] == found["nothing"] and not read["calls: IoU"].share
     assert read["calls: IoU"].values == {"1-x#0": 0.05, "1-x#1": 0.3333}
-    for text in (b"", b"{}", gzip.compress(b"[1]"), gzip.compress(b'{"right": {"share": true}}')):
+    spoiled = bytearray((tmp_path / "a.gz").read_bytes())
+    spoiled[10] = 0xFF  # no block of deflate begins so
+    for text in (
+        b"",
+        b"{}",
+        bytes(spoiled),
+        gzip.compress(b"[1]"),
+        gzip.compress(b'{"right": {"share": true}}'),
+    ):
         (tmp_path / "c.gz").write_bytes(text)
         with pytest.raises(ValueError, match=r"c\.gz does not hold the measures of an evaluation"):
             kept.load(tmp_path / "c.gz")
@@ -127,7 +135,7 @@ def test_the_command(tmp_path, capsys):
     for wrong, told in (
         ([f"a={tmp_path / 'torn'}"], "tables: .*line 1, is no trajectory"),
         ([f"a={tmp_path / 'torn.gz'}"], "tables: .*torn.gz does not hold the measures"),
-        ([f"a={tmp_path / 'none.gz'}"], "tables: .*none.gz"),
+        ([f"a={tmp_path / 'none.gz'}"], "tables: .*none.gz does not exist; make it"),
         (["agent"], r"'agent': wanted NAME=DIR"),
         ([f"a={fine}", f"a={fine}"], "each name once"),
         ([f"a={fine}", "--only", "("], "tables: .*unterminated|tables: missing"),

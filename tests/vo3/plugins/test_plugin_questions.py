@@ -13,6 +13,7 @@ from vo3 import plugins
 from vo3.chat import PromptPack
 from vo3.evals import runner
 from vo3.evals.journal import JournalError, failed
+from vo3.models import CheckpointError
 from vo3.plugins import vlmevalkit
 from vo3.plugins.questions import Answers, settings_of, split_question
 from vo3.train.config import ConfigError
@@ -95,6 +96,19 @@ def test_questions_are_asked_by_video_and_answered_in_order(asker, tmp_path):
     for _ in range(2):  # a refusal leaves the file to others
         with pytest.raises(ConfigError, match=r"kept\.jsonl holds 4 of an earlier run"):
             Answers(trajectories=tmp_path / "kept.jsonl")
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_file_to_others(asker, monkeypatch, tmp_path):
+    def refuse(config):
+        raise CheckpointError("no such checkpoint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "load", refuse)
+        with pytest.raises(CheckpointError) as refused:
+            Answers(trajectories=tmp_path / "kept.jsonl")
+    with Answers(trajectories=tmp_path / "kept.jsonl") as answers:
+        answers.ask([Task("0", "a", "question 0")])
+    assert refused.value and len((tmp_path / "kept.jsonl").read_text().splitlines()) == 1
 
 
 def test_conversations_are_on_the_object_store_when_a_batch_is_answered(asker):
