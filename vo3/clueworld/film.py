@@ -13,7 +13,8 @@ import uuid
 import av
 from etils import epath
 
-from vo3.clueworld.world import FPS, HEIGHT, WIDTH, Renderer, World, WorldError, make_world
+from vo3.clueworld.pixels import Renderer
+from vo3.clueworld.world import FPS, HEIGHT, WIDTH, World, WorldError, make_world
 
 
 def write_video(world: World, path: epath.PathLike, *, crf: int = 18) -> epath.Path:

@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from vo3.clueworld.pixels import Renderer, card_sprite
 from vo3.clueworld.views import noisy
 from vo3.clueworld.world import (
     CARD,
@@ -21,10 +22,8 @@ from vo3.clueworld.world import (
     HEIGHT,
     WIDTH,
     Card,
-    Renderer,
     World,
     WorldConfig,
-    _card_sprite,
     make_world,
 )  # fmt: skip
 from vo3.video.resize import resize
@@ -114,7 +113,7 @@ class Reader:
             card = Card(str(rng.choice(self.config.colors)), int(rng.integers(10)), 0, 1, (x, y))
             world = World(int(rng.integers(2**31)), 1, (card,), (0,), (), self.config.dot)
             left, top = corner((x, y), self.config)
-            frame[top : top + CARD, left : left + CARD] = _card_sprite(world, card, 1)
+            frame[top : top + CARD, left : left + CARD] = card_sprite(world, card, 1)
             cards.append(card)
         return frame, cards
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from vo3.clueworld.world import FPS, HEIGHT, WIDTH, Card, Renderer, World
+from vo3.clueworld.pixels import Renderer
+from vo3.clueworld.world import FPS, HEIGHT, WIDTH, Card, World
 from vo3.trajectory import Observation, Strategy
 from vo3.video import CropPolicy, plan_clip
 from vo3.video.resize import resize

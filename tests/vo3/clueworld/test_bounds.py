@@ -13,9 +13,10 @@ from vo3.clueworld.bounds import chance, looks
 from vo3.clueworld.evaluate import FIRST_SEED, questions, questions_of
 from vo3.clueworld.figures import Share
 from vo3.clueworld.legibility import Reader, Readings, cut_cells, glyph, readings
+from vo3.clueworld.pixels import Renderer
 from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS, SCALES, VIEWS, get_scale, uniform
 from vo3.clueworld.views import observe
-from vo3.clueworld.world import HEIGHT, WIDTH, Card, Renderer, WorldConfig, make_world
+from vo3.clueworld.world import HEIGHT, WIDTH, Card, WorldConfig, make_world
 
 SCALE = get_scale("clueworld")
 RED, BLUE = Card("red", 3, 0, 9, (0, 0)), Card("blue", 5, 20, 29, (1, 1))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vo3.clueworld import film
 from vo3.clueworld.film import write_video
+from vo3.clueworld.pixels import Renderer
 from vo3.clueworld.scales import get_scale
 from vo3.clueworld.views import crop_policy, cut_overview, observe, render, sightings
 from vo3.clueworld.world import (
@@ -17,7 +18,6 @@ from vo3.clueworld.world import (
     HELD_OUT,
     MAX_DURATION,
     MIN_DURATION,
-    Renderer,
     WorldConfig,
     WorldError,
     make_world,

@@ -20,7 +20,8 @@ from rl_runs import FakeRoller, config, parts
 
 from configs import rl_clueworld
 from vo3.clueworld.film import write_video
-from vo3.clueworld.world import FPS, Renderer, make_world
+from vo3.clueworld.pixels import Renderer
+from vo3.clueworld.world import FPS, make_world
 from vo3.models import hf_io
 from vo3.rollout import Sampling
 from vo3.train import checkpoints, grpo
