@@ -26,7 +26,7 @@ KINDS = {
 def conversations(model, seeds: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray, dict]]:
     """Ids, the places before tokens that are the assistant's, and media of a true conversation in each world."""
     from vo3.chat import encode
-    from vo3.clueworld import tasks
+    from vo3.clueworld import tasks, trajectories
     from vo3.clueworld.views import render
     from vo3.clueworld.world import make_world
     from vo3.video import patchify
@@ -36,7 +36,7 @@ def conversations(model, seeds: Sequence[int]) -> list[tuple[np.ndarray, np.ndar
         world, rng = make_world(seed), np.random.default_rng(seed)
         question = tasks.KINDS["sum"](world, rng)
         task = tasks.make_task(world, question, video="", task_id="", rng=rng, options=True)
-        said = tasks.make_trajectory(
+        said = trajectories.make_trajectory(
             world, question, task, pack=model.prompt_pack, policy=model.crop_policy
         )
         encoded = encode(list(said.turns), model.tokenizer)

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vo3.chat import PromptPack
-from vo3.clueworld import tasks
+from vo3.clueworld import tasks, trajectories
 from vo3.clueworld.config import model_config
 from vo3.clueworld.film import write_video
 from vo3.clueworld.tokenizer import build_tokenizer
@@ -76,7 +76,9 @@ def make_source(folder: pathlib.Path, videos: int) -> Trajectories:
             task = tasks.make_task(
                 world, question, video=str(path), task_id=f"{i}-{kind}", rng=rng, options=True
             )
-            items.append(tasks.make_trajectory(world, question, task, pack=pack, policy=policy))
+            items.append(
+                trajectories.make_trajectory(world, question, task, pack=pack, policy=policy)
+            )
     return Trajectories(tuple(items))
 
 

@@ -22,7 +22,7 @@ from etils import epath
 from data_prep.keys import draw
 from data_prep.schema import Triplet, VideoInfo
 from vo3.chat import PromptPack
-from vo3.clueworld import tasks
+from vo3.clueworld import tasks, trajectories
 from vo3.clueworld.views import Sighting, crop_policy, observe, sightings
 from vo3.clueworld.world import COLORS, FPS, HEIGHT, MIN_DURATION, WIDTH, Card, World, make_world
 from vo3.trajectory import Clue, Target, Task, Trajectory
@@ -202,7 +202,7 @@ def _pair(world: World, rng: np.random.Generator) -> tasks.Question:
 def truth(one: Case) -> Trajectory:
     """The world's own trajectory of a case."""
     target = dataclasses.replace(one.task.target, answer=one.triplet.answer)
-    return tasks.make_trajectory(
+    return trajectories.make_trajectory(
         one.world, one.question, dataclasses.replace(one.task, target=target),
         pack=_pack(), policy=crop_policy(),
     )  # fmt: skip
@@ -216,9 +216,9 @@ def thinks(one: Case, windows: Sequence[Sequence[float]]) -> tuple[str, ...]:
     found = [think_of(turn) for turn in truth(one).turns if turn.role == "assistant"]
     if len(found) == len(windows) + 1:
         return tuple(found)
-    named = tasks.named(one.world)
+    named = trajectories.named(one.world)
     looks = tuple(f"{named} look at {a:.0f}-{b:.0f}." for a, b in windows)
-    said = tasks.stated(one.question, one.task)
+    said = trajectories.stated(one.question, one.task)
     return (*looks, said if looks else f"{named} {said}")
 
 

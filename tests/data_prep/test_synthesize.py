@@ -16,7 +16,7 @@ from data_prep.sources import clueworld
 from data_prep.store import Store
 from data_prep.synthesize import synthesize
 from vo3.chat import PromptPack
-from vo3.clueworld import tasks
+from vo3.clueworld import trajectories
 from vo3.clueworld.views import crop_policy
 from vo3.trajectory import Trajectory
 
@@ -61,7 +61,7 @@ def test_rows_equal_the_ground_truth_trajectories_turn_by_turn(sound):
     compared = 0
     for row in read(workdir / "trajectories.jsonl"):
         case = clueworld.case(row.task.id.removeprefix("clueworld/"))
-        truth = tasks.make_trajectory(
+        truth = trajectories.make_trajectory(
             case.world, case.question, case.task, pack=pack, policy=policy
         )
         assert row.turns == truth.turns

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from vo3.chat import Encoded, PromptPack, encode
 from vo3.chat.tdam import CLIP, OVERVIEW
 from vo3.chat.tokens import Role
-from vo3.clueworld import tasks
+from vo3.clueworld import tasks, trajectories
 from vo3.clueworld.scales import AGENT, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import cut_overview, noisy, observe, render, sightings
@@ -143,16 +143,16 @@ class Stream:
             seen = sightings(world, overview, missing=True)
             world = dataclasses.replace(world, cards=tuple(s.card for s in seen))
         if not world.cards:
-            return self._said(overview, number, [tasks.named(world)])
+            return self._said(overview, number, [trajectories.named(world)])
         kinds = rng.permutation(tasks.OVERVIEW_KINDS)[:2]
         asked = [tasks.KINDS[kind](world, rng) for kind in kinds]
         said = [
-            " ".join(tasks.timed(world, overview)) + ".",
+            " ".join(trajectories.timed(world, overview)) + ".",
             *(f"{question.said} {question.answer}." for question in asked),
         ]
         if self.one_look:
-            said.append(" ".join(tasks.digits(card) for card in world.cards))
-        sentences = [tasks.named(world), *(said[i] for i in rng.permutation(len(said)))]
+            said.append(" ".join(trajectories.digits(card) for card in world.cards))
+        sentences = [trajectories.named(world), *(said[i] for i in rng.permutation(len(said)))]
         return self._said(overview, number, sentences)
 
     def _said(self, overview: Observation, number: int, sentences: list[str]) -> Example:
@@ -247,7 +247,7 @@ class Stream:
         options = bool(rng.random() < self.config.options_share)
         task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
         policy = self.scale.policy
-        return tasks.make_trajectory(world, question, task, pack=self.pack, policy=policy)
+        return trajectories.make_trajectory(world, question, task, pack=self.pack, policy=policy)
 
     def _reading(self, world: World, clips: list, rng: np.random.Generator) -> Example:
         """A fine clip and the digit on its card."""
@@ -297,8 +297,8 @@ class Stream:
         options = bool(rng.random() < self.config.options_share)
         task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
         if self.one_look:
-            return tasks.make_one_look(world, question, task, pack=self.pack, shown=overview)
-        return tasks.make_trajectory(
+            return trajectories.make_one_look(world, question, task, pack=self.pack, shown=overview)
+        return trajectories.make_trajectory(
             world, question, task, pack=self.pack, policy=self.policy, overview=overview
         )
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vo3.chat import PromptPack, encode
 from vo3.chat.tdam import CLIP, OVERVIEW
 from vo3.chat.tokens import Role
-from vo3.clueworld import data, evaluate, patches, recipe, tasks
+from vo3.clueworld import data, evaluate, patches, recipe, tasks, trajectories
 from vo3.clueworld.data import DataConfig, fitted, make_stream, masked
 from vo3.clueworld.legibility import cells, glyph
 from vo3.clueworld.pretrain import Probe, losses
@@ -38,7 +38,7 @@ def test_a_baseline_is_taught_the_truth_in_one_turn(seed, kind, view, options):
     shown = observe(world, 0, policy=get_scale("clueworld").view(view))
     question = tasks.KINDS[kind](world, rng)
     task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=options)
-    made = tasks.make_one_look(world, question, task, pack=PACK, shown=shown)
+    made = trajectories.make_one_look(world, question, task, pack=PACK, shown=shown)
     assert not made.calls and [t.kind for t in made.turns] == ["system", "question", "answer"]
     seen = [s.card.color for s in sightings(world, shown, missing=True)]
     named = made.turns[-1].text.removeprefix("<think>cards ").split(".")[0].split()
@@ -72,7 +72,7 @@ def trajectory(kind, seed=3):
     question = tasks.KINDS[kind](world, rng)
     task = tasks.make_task(world, question, video="-", task_id="-", rng=rng, options=False)
     policy = get_scale("clueworld").policy
-    return tasks.make_trajectory(world, question, task, pack=PACK, policy=policy).turns
+    return trajectories.make_trajectory(world, question, task, pack=PACK, policy=policy).turns
 
 
 def test_released_masks_what_it_comes_to_with_one_token_answers():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vo3.chat import PromptPack, encode, parse_turn
-from vo3.clueworld import tasks
+from vo3.clueworld import tasks, trajectories
 from vo3.clueworld.data import DataConfig, make_stream
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.clueworld.views import crop_policy
@@ -30,7 +30,7 @@ def example(seed: int, kind: str, options: bool) -> tuple:
     return (
         world,
         question,
-        tasks.make_trajectory(world, question, task, pack=PACK, policy=crop_policy()),
+        trajectories.make_trajectory(world, question, task, pack=PACK, policy=crop_policy()),
     )
 
 

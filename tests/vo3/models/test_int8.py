@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import vo3.models
 from vo3.chat import encode
-from vo3.clueworld import tasks
+from vo3.clueworld import tasks, trajectories
 from vo3.clueworld.views import render
 from vo3.clueworld.world import make_world
 from vo3.models import CheckpointError, hf_io, hf_pieces
@@ -136,7 +136,7 @@ def test_logits_of_the_embedded_model():
     world, rng = make_world(2031), np.random.default_rng(0)
     question = tasks.KINDS["sum"](world, rng)
     task = tasks.make_task(world, question, video="", task_id="", rng=rng, options=True)
-    said = tasks.make_trajectory(
+    said = trajectories.make_trajectory(
         world, question, task, pack=exact.prompt_pack, policy=exact.crop_policy
     )
     encoded = encode(list(said.turns), exact.tokenizer)

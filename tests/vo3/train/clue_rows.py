@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from vo3.chat import PromptPack
-from vo3.clueworld import tasks
+from vo3.clueworld import tasks, trajectories
 from vo3.clueworld.film import write_video
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import make_world
@@ -30,7 +30,7 @@ def write_rows(
             task = tasks.make_task(
                 world, question, video=name, task_id=f"{seed}-{i}", rng=rng, options=bool(i % 2)
             )
-            told = tasks.make_trajectory(world, question, task, pack=pack, policy=policy)
+            told = trajectories.make_trajectory(world, question, task, pack=pack, policy=policy)
             lines.append(row_of(told, name))
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

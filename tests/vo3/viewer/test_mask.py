@@ -13,7 +13,7 @@ from PIL import Image
 import vo3.models
 from vo3.chat import PromptPack, encode
 from vo3.chat.tdam import CLIP, OVERVIEW
-from vo3.clueworld import tasks
+from vo3.clueworld import tasks, trajectories
 from vo3.clueworld.views import crop_policy
 from vo3.clueworld.world import make_world
 from vo3.models.loading import load_tokenizer
@@ -28,7 +28,7 @@ def conversation():
     world, rng = make_world(2031), np.random.default_rng(0)
     question = tasks.KINDS["sum"](world, rng)
     task = tasks.make_task(world, question, video="", task_id="", rng=rng, options=True)
-    said = tasks.make_trajectory(
+    said = trajectories.make_trajectory(
         world, question, task, pack=PromptPack.load("clueworld"), policy=crop_policy()
     )
     return said, encode(list(said.turns), load_tokenizer(source), policy="predictor")
