@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from vo3.clueworld.legibility import glyph
 from vo3.clueworld.scales import AGENT, get_scale
 from vo3.clueworld.views import noisy, observe, render
-from vo3.clueworld.world import COLORS, HEIGHT, HELD_OUT, WIDTH, World, WorldConfig, make_world
+from vo3.clueworld.world import COLORS, HEIGHT, WIDTH, World, WorldConfig, training_world
 
 BLANK, NONE = 10, len(COLORS)
 GROUPS = 111  # two digits: 0-99; one digit: 100-109; nothing: 110
@@ -81,7 +81,7 @@ class VisionStream:
         return dataclasses.replace(config, dot=next(larger, config.dot))
 
     def _world(self, rng: np.random.Generator, config: WorldConfig) -> VisionBatch:
-        world = make_world(HELD_OUT + int(rng.integers(2**40)), config=config)
+        world = training_world(rng, config)
         overview = observe(world, 0, policy=self.policy)
         times = np.asarray(overview.times).reshape(-1, 2)
         shown = [i for i, pair in enumerate(times) if any(world.card_at(t) for t in pair)]

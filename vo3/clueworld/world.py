@@ -225,6 +225,11 @@ def make_world(
     )
 
 
+def training_world(rng: np.random.Generator, config: WorldConfig) -> World:
+    """A world to train on: its seed is none of those held out."""
+    return make_world(HELD_OUT + int(rng.integers(2**40)), config=config)
+
+
 def _make_cards(rng: np.random.Generator, duration: int, config: WorldConfig) -> tuple[Card, ...]:
     count = int(rng.integers(config.fewest, config.most + 1))
     shares = rng.uniform(*config.visible, count)

@@ -14,8 +14,9 @@ from vo3.chat import PromptPack, encode
 from vo3.chat.tdam import CLIP, OVERVIEW
 from vo3.chat.tokens import Role
 from vo3.clueworld import data, evaluate, patches, recipe, tasks, trajectories
-from vo3.clueworld.data import DataConfig, fitted, make_stream, masked
+from vo3.clueworld.data import DataConfig, fitted, make_stream
 from vo3.clueworld.legibility import cells, glyph
+from vo3.clueworld.loss import masked
 from vo3.clueworld.pretrain import Probe, losses
 from vo3.clueworld.scales import RESOLUTIONS, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
@@ -44,7 +45,11 @@ def test_a_baseline_is_taught_the_truth_in_one_turn(seed, kind, view, options):
     named = made.turns[-1].text.removeprefix("<think>cards ").split(".")[0].split()
     assert named == seen
     if tasks.source_of(question) == tasks.GROUNDING:
-        assert score(made, task.target).accuracy > 0.2
+        # Frames of `middle` and `fine` lie so far apart that their times may only touch the card's.
+        told, (clue,) = json.loads(made.answer)["temporal_segment"], question.clues
+        assert told[0] <= clue.end and clue.start <= told[1]
+        if view.startswith("coarse"):
+            assert score(made, task.target).accuracy > 0.3
     else:
         assert made.answer == task.target.answer
         for card in question.looks:
