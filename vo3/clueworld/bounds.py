@@ -11,7 +11,7 @@ read still tells options apart, and mostly which of two digits is higher.
 
 An agent may be compared with it where it looks at one clip a card: frames are counted at the visual tokens of an overview with one fine clip for questions on one card, with two
 for questions on two. The bound is one of frames, not of models: a coarse frame that the reader half reads may serve a model better than a legible one that misses
-the card, and the last lines of the output say how well. Resolutions are those of the baselines; a frame more is given where tokens do not divide.
+the card, and the lines "with the reader" say how well. The last lines are of temporal grounding (`vo3.clueworld.bounded`). Resolutions are those of the baselines; a frame more is given where tokens do not divide.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ import numpy as np
 from etils import epath
 
 from vo3.clueworld import tasks
+from vo3.clueworld.bounded import bounded
 from vo3.clueworld.evaluate import FIRST_SEED, questions_of
 from vo3.clueworld.figures import Share
 from vo3.clueworld.legibility import Reader, Readings, cut_cells, readings
-from vo3.clueworld.scales import RESOLUTIONS, SCALES, Scale, get_scale, uniform
+from vo3.clueworld.scales import RESOLUTIONS, SCALES, VIEWS, Scale, get_scale, uniform
 from vo3.clueworld.views import observe
 from vo3.clueworld.world import HELD_OUT, World, make_world
 from vo3.trajectory import Task
@@ -270,11 +271,19 @@ def main(argv: list[str] | None = None) -> None:
             share = readers[f"{name}: {quadrant}"] = float(np.mean([look.read for look in some]))
             shown = Share(sum(look.seen == look.cards for look in some), len(some))
             print(f"{name:7s} {quadrant:20s} shown {shown}; with the reader {100 * share:.1f} %")
+    print("\ntemporal grounding: the seconds of cards as frames bound them")
+    seconds = {}
+    for view in VIEWS:
+        found = bounded(scale, view, seeds, options=options).values
+        enough = Share(sum(iou >= 0.3 for iou in found.values()), len(found))
+        seconds[view] = float(np.mean(list(found.values())))
+        print(f"{view:12s} IoU >= 0.3 {enough}; mean IoU {seconds[view]:.3f}")
     if args.json:
         plain = {
             "legibility": {n: dataclasses.asdict(s) for n, s in read.items()},
             "legible": legible,
             "with the reader": readers,
+            "grounding, mean IoU": seconds,
             "bounds": {n: dataclasses.asdict(b) for n, b in rows.items()},
         }
         epath.Path(args.json).write_text(json.dumps(plain, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vo3.clueworld import bounds, tasks
+from vo3.clueworld.bounded import bounded
 from vo3.clueworld.bounds import chance, looks
 from vo3.clueworld.evaluate import FIRST_SEED, questions, questions_of
 from vo3.clueworld.figures import Share
@@ -200,6 +202,7 @@ def test_the_command_end_to_end(tmp_path, capsys):
     bounds.main(arguments)
     printed = capsys.readouterr().out
     assert "coarsest legible" in printed and "clue_multi_w_tool: sum" in printed
+    assert re.search(r"coarse-only +IoU >= 0\.3 .* of 9; mean IoU 0\.\d", printed)
     written = json.loads(out.read_text())
     assert written["legible"] in RESOLUTIONS and "clue_single_w_tool" in written["bounds"]
     with pytest.raises(SystemExit, match="at least 1"):
@@ -215,3 +218,23 @@ def test_nobody_guesses_worse_for_seeing_more(seed):
         colors = [c.color for c in question.looks]
         all_seen = chance(question, task(question), set(colors))
         assert all_seen == 1 >= chance(question, task(question), set())
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_seconds_as_frames_bound_them(view):
+    seeds = range(FIRST_SEED, FIRST_SEED + 6)
+    found = bounded(SCALE, view, seeds).values
+    asked = [t for s in seeds for t in questions(make_world(s), "-")]
+    assert list(found) == [t.id for t in asked if t.target.data_source == tasks.GROUNDING]
+    for one, iou in found.items():
+        world = make_world(int(one.partition("-")[0]))
+        times = np.array(observe(world, 0, policy=SCALE.view(view)).times).reshape(-1, 2)
+        (clue,) = next(t.target.clues for t in asked if t.id == one)
+        shows = ((times >= clue.start) & (times < clue.end)).any(1)
+        if not shows.any():
+            assert iou == 0
+            continue
+        start, end = (int(times[shows][i, i]) for i in (0, -1))
+        both = max(0, min(end, clue.end) - max(start, clue.start))
+        union = (end - start) + (clue.end - clue.start) - both
+        assert iou == pytest.approx(both / union)
