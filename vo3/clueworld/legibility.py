@@ -12,11 +12,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vo3.clueworld.pixels import Renderer, card_sprite
+from vo3.clueworld.pixels import Renderer, card_sprite, corner, ink
 from vo3.clueworld.views import noisy
 from vo3.clueworld.world import (
     CARD,
-    CELL,
     COLORS,
     GLYPH_AT,
     HEIGHT,
@@ -46,12 +45,6 @@ def cells(config: WorldConfig) -> list[tuple[int, int]]:
     """The places of cards, (column, row)."""
     side = range(HEIGHT // config.pitch)
     return [(x, y) for x in side for y in side]
-
-
-def corner(cell: tuple[int, int], drawn: World | WorldConfig) -> tuple[int, int]:
-    """Left and top of a card in the native frame."""
-    edge = (CELL - CARD) // 2
-    return WIDTH // 2 + cell[0] * drawn.pitch + edge, cell[1] * drawn.pitch + edge
 
 
 def glyph(cell: tuple[int, int], drawn: World | WorldConfig) -> Box:
@@ -86,6 +79,9 @@ class Reader:
       config: of the worlds.
       frames: frames with a card in every place that the templates are made from.
       seed: of these.
+
+    Raises:
+      ValueError: a digit stands in none of them in some place.
     """
 
     def __init__(
@@ -123,9 +119,8 @@ class Reader:
         x0, x1 = (box.left - MARGIN) * w / WIDTH, (box.right + MARGIN) * w / WIDTH
         y0, y1 = (box.top - MARGIN) * h / HEIGHT, (box.bottom + MARGIN) * h / HEIGHT
         part = frame[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))].astype(np.float64)
-        base = np.asarray(COLORS[card.color], float)
-        ink = 10.0 if base.sum() > 380 else 250.0
-        return ((part.mean(-1) - base.mean()) / (ink - base.mean())).ravel()
+        base = float(np.mean(COLORS[card.color]))
+        return ((part.mean(-1) - base) / (ink(card.color) - base)).ravel()
 
 
 class _Nearest:
@@ -133,6 +128,10 @@ class _Nearest:
 
     def __init__(self, features: tuple[np.ndarray, ...], labels: tuple[int, ...]):
         x, y = np.stack(features), np.asarray(labels)
+        if missing := set(range(10)).difference(labels):
+            raise ValueError(
+                f"no template of {min(missing)}: {len(labels)} frames have none in some place; make them from more"
+            )
         self.means = np.stack([x[y == digit].mean(0) for digit in range(10)])
         rest = x - self.means[y]
         covariance = rest.T @ rest / len(x)

@@ -9,7 +9,17 @@ import functools
 
 import numpy as np
 
-from vo3.clueworld.world import CARD, COLORS, GLYPH_AT, HEIGHT, WIDTH, Card, World
+from vo3.clueworld.world import (
+    CARD,
+    CELL,
+    COLORS,
+    GLYPH_AT,
+    HEIGHT,
+    WIDTH,
+    Card,
+    World,
+    WorldConfig,
+)
 
 # Five columns, seven rows, one row a line.
 _FONT = {
@@ -79,21 +89,30 @@ def _grain() -> np.ndarray:
     return np.random.default_rng(0x6A1).normal(0, 6, shape).astype(np.float32)
 
 
+def ink(color: str) -> float:
+    """The grey level in which digits are drawn on a card."""
+    return 10.0 if sum(COLORS[color]) > 380 else 250.0
+
+
+def corner(cell: tuple[int, int], drawn: World | WorldConfig) -> tuple[int, int]:
+    """Left and top of a card in the native frame."""
+    edge = (CELL - CARD) // 2
+    return WIDTH // 2 + cell[0] * drawn.pitch + edge, cell[1] * drawn.pitch + edge
+
+
 def card_sprite(world: World, card: Card, scale: int) -> np.ndarray:
     """A card, uint8 [48 / scale, 48 / scale, 3]: a coloured square with a small digit in its corner, as on a playing card.
 
-    The blotches are as large as a pixel of the overview, so that a coarse view cannot tell digits by their ink;
-    `tests/vo3/clueworld` measures that it does not.
+    The card's blotches are 8 and 2 pixels large, a pixel of the overview 6: there the digit is hard to tell from them (`vo3.clueworld.bounds` measures how hard).
     """
     rng = np.random.default_rng([0xCA6D, world.seed, list(COLORS).index(card.color)])
     sprite = np.full((CARD, CARD, 3), COLORS[card.color], np.float32)
     for size, sigma in ((8, 38), (2, 10)):
         blotches = rng.normal(0, sigma, (CARD // size, CARD // size, 1)).astype(np.float32)
         sprite += np.kron(blotches, np.ones((size, size, 1), np.float32))
-    ink = np.kron(_dots(str(card.digit)), np.ones((world.dot, world.dot), bool))
+    dots = np.kron(_dots(str(card.digit)), np.ones((world.dot, world.dot), bool))
     x, y = GLYPH_AT
-    inked = sprite[y : y + ink.shape[0], x : x + ink.shape[1]]
-    inked[ink] = 10.0 if sum(COLORS[card.color]) > 380 else 250.0
+    sprite[y : y + dots.shape[0], x : x + dots.shape[1]][dots] = ink(card.color)
     sprite = np.clip(sprite, 0, 255)
     if scale > 1:
         n = CARD // scale
@@ -138,16 +157,15 @@ class Renderer:
             x = d.center[0] + d.amplitude[0] * np.sin(angle)
             y = d.center[1] + d.amplitude[1] * np.cos(angle)
             radius = max(1, d.radius // scale)
-            corner = int(x / scale) - radius, int(y / scale) - radius
-            _paste(frame, np.array(d.shade, np.uint8), *corner, _disc(radius))
+            left, top = int(x / scale) - radius, int(y / scale) - radius
+            _paste(frame, np.array(d.shade, np.uint8), left, top, _disc(radius))
         _draw_clock(frame, int(seconds), scale)
         card = world.card_at(seconds)
         if card is not None:
             sprite = self._cards.get(card.color)
             if sprite is None:
                 sprite = self._cards[card.color] = card_sprite(world, card, scale)
-            x = (WIDTH // 2 + card.cell[0] * world.pitch + 4) // scale
-            y = (card.cell[1] * world.pitch + 4) // scale
+            x, y = (at // scale for at in corner(card.cell, world))
             frame[y : y + CARD // scale, x : x + CARD // scale] = sprite
         return frame
 

@@ -182,7 +182,7 @@ def _follows(color: str) -> str:
 def _exists(world: World, rng: np.random.Generator) -> Question:
     there = [c.color for c in world.cards]
     absent = [c for c in COLORS if c not in there]
-    yes = bool(rng.random() < 0.5)
+    yes = bool(rng.random() < 0.5) or not absent
     color = str(rng.choice(there if yes else absent))
     answer, wrong = ("yes", "no") if yes else ("no", "yes")
     return Question(f"Is there a {color} card?", answer, (wrong,), f"{color}:")

@@ -1,7 +1,7 @@
 """The synthetic world: a long video in which a few coloured cards show up briefly, each with a digit on it.
 
-What a coarse view shows: a burnt-in clock (seconds), the background, drifting distractors, and that a card of some colour is there.
-What only a fine clip shows: the digit on the card. Nothing can be answered but from pixels.
+What a coarse view shows: a burnt-in clock (seconds), the background, drifting distractors, and that a card of some colour is there. The digit on the card is plain in a fine clip and hard to read in a
+coarse frame (`vo3.clueworld.bounds` measures how hard). Nothing can be answered but from pixels.
 
 Geometry, in native pixels (336 x 168): the clock panel is the upper left quarter; cards stand on a 3 x 3 grid of 56 px cells in the right half.
 An overview frame of the embedded model is 56 x 28 (a sixth), a fine clip 168 x 84 (half). `vo3.clueworld.pixels` draws them.
@@ -98,15 +98,15 @@ class WorldConfig:
         width, height = GLYPH_AT[0] + 5 * self.dot, GLYPH_AT[1] + 7 * self.dot
         if max(width, height) > CARD:
             yield f"dot is {self.dot}: digits reach to {width} x {height} pixels of cards of {CARD} x {CARD}; at most {(CARD - GLYPH_AT[1]) // 7}"
-        for seconds in (self.shortest, self.longest):
-            if not self.fits(seconds):
-                yield (
-                    f"most is {self.most}: so many cards, each shown for up to {self.visible[1]:.1%} and apart by {self.gap:.1%}, "
-                    f"do not fit into {seconds} s; lower most, visible or gap, or lengthen the video"
-                )
+        durations = np.arange(self.shortest, self.longest + 1)
+        for seconds in durations[~self.fits(durations)][:1]:
+            yield (
+                f"most is {self.most}: so many cards, each shown for up to {self.visible[1]:.1%} and apart by {self.gap:.1%}, "
+                f"do not fit into {seconds} s; lower most, visible or gap, or lengthen the video"
+            )
 
-    def lengths(self, shares: np.ndarray, duration: int) -> np.ndarray:
-        """Whole seconds for which cards show.
+    def lengths(self, shares: np.ndarray | float, duration: int | np.ndarray) -> np.ndarray:
+        """Whole seconds for which cards show that take these shares of the duration.
 
         A card starts on a whole second, so that the clock's seconds are inside its interval wherever it is seen,
         and lasts longer than the distance of two overview frames, so that the overview cannot miss it.
@@ -114,14 +114,14 @@ class WorldConfig:
         shown = np.ceil(shares * duration)
         return np.maximum(shown, np.floor(duration / self.overview) + 1).astype(int)
 
-    def fits(self, duration: int) -> bool:
+    def fits(self, duration: int | np.ndarray) -> np.ndarray:
         """Whether any draw of cards has room in so many seconds."""
-        lengths = self.lengths(np.full(self.most, self.visible[1]), duration)
-        return duration - int(lengths.sum()) - self.pause(duration) * (self.most + 1) > 0
+        shown = self.most * self.lengths(self.visible[1], duration)
+        return duration - shown - self.pause(duration) * (self.most + 1) > 0
 
-    def pause(self, duration: int) -> int:
-        """Seconds between cards, at least: one overview patch without a card in between."""
-        return max(1, int(self.gap * duration))
+    def pause(self, duration: int | np.ndarray) -> np.ndarray:
+        """Whole seconds between cards, at least: one overview patch without a card in between."""
+        return np.maximum(1, np.floor(self.gap * np.asarray(duration)).astype(int))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,10 +178,6 @@ class World:
         """The card that shows at that time, if any."""
         return next((c for c in self.cards if c.start <= seconds < c.end), None)
 
-    def card(self, color: str) -> Card | None:
-        """The card of that colour, if the video has one."""
-        return next((c for c in self.cards if c.color == color), None)
-
 
 def make_world(
     seed: int, *, duration: int | None = None, config: WorldConfig | None = None
@@ -194,8 +190,10 @@ def make_world(
       config: None: that of the embedded model.
 
     Raises:
-      WorldError: the duration has no room for the cards, or the clock not enough digits for it.
+      WorldError: the seed is negative, the duration has no room for the cards, or the clock not enough digits for it.
     """
+    if seed < 0:
+        raise WorldError(f"seed is {seed}; seeds of worlds are 0 or above")
     config = config or WorldConfig()
     rng = np.random.default_rng([0xC10E, seed])
     low, high = np.log(config.shortest), np.log(config.longest)

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import re
 
@@ -77,16 +78,17 @@ def test_answers_by_hand():
         ("purple", 0),
         ("white", 2),
     ]
+    cards = {card.color: card for card in world.cards}
     rng = np.random.default_rng(0)
     assert tasks.KINDS["count"](world, rng).answer == "4"
     assert tasks.KINDS["first"](world, rng).answer == "orange"
     assert tasks.KINDS["last"](world, rng).answer == "white"
-    assert tasks.digit_question(world.card("purple")).answer == "0"
+    assert tasks.digit_question(cards["purple"]).answer == "0"
     ends = tasks.KINDS["ends"](world, rng)
     assert (ends.answer, [c.color for c in ends.looks]) == ("3", ["orange", "white"])
-    total = tasks.added(world.card("yellow"), world.card("white"))
+    total = tasks.added(cards["yellow"], cards["white"])
     assert (total.answer, total.said) == ("4", "the sum of 2 and 2 is")
-    higher = tasks.compared(world.card("orange"), world.card("white"))
+    higher = tasks.compared(cards["orange"], cards["white"])
     assert (higher.answer, higher.choices) == ("white", ("orange",))
     assert higher.said == "1 orange 2 white higher 2"
     assert ends.found == ("first is orange", "last is white")
@@ -167,17 +169,25 @@ def test_an_option_is_one_token():
 
 def test_transcripts_say_what_is_there():
     stream = make_stream(
-        DataConfig(worlds=1, patches=10, dense=True, transcripts=1, trajectories=False, length=128)
+        DataConfig(worlds=12, patches=10, dense=True, transcripts=1, trajectories=False, length=128)
     )
-    ids = stream.batch(0).ids[0]
-    text = TOKENIZER.decode(ids)
-    named = re.search(r"cards ([a-z ]+)\.", text)[1].split()
-    assert re.findall(r"(\w+):\d+-\d+", text) == named
-    for said, truth in ((r"first is (\w+)", named[0]), (r"last is (\w+)", named[-1])):
-        assert all(found == truth for found in re.findall(said, text))
-    assert all(int(n) == len(named) for n in re.findall(r"there are (\d)", text))
-    for color, verdict in re.findall(r"(\w+): (yes|no)", text):
-        assert (color in named) == (verdict == "yes")
+    met = set()
+    for ids in np.concatenate([stream.batch(step).ids for step in range(2)]):
+        text = TOKENIZER.decode(ids)
+        named = re.search(r"cards ([a-z ]+)\.", text)[1].split()
+        assert re.findall(r"(\w+):\d+-\d+", text) == named
+        follows = dict(itertools.pairwise(named))
+        for kind, said, right in (
+            ("first", r"first is (\w+)", lambda color, all=named: color == all[0]),
+            ("last", r"last is (\w+)", lambda color, all=named: color == all[-1]),
+            ("count", r"there are (\d)", lambda n, all=named: int(n) == len(all)),
+            ("exists", r"(\w+): (yes|no)", lambda c, v, all=named: (c in all) == (v == "yes")),
+            ("next", r"after (\w+) (\w+)", lambda a, b, then=follows: then[a] == b),
+        ):
+            for found in re.findall(said, text):
+                assert right(*([found] if isinstance(found, str) else found))
+                met.add(kind)
+    assert met == set(tasks.OVERVIEW_KINDS)
 
 
 @pytest.mark.parametrize("patches", [8, 32])

@@ -130,6 +130,18 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
         ({"gap": 0.2}, r"WorldConfig\.most is 5: .*apart by 20"),
         ({"overview": 1}, r"WorldConfig\.overview is 1"),
         ({"shortest": 4, "longest": 8}, r"WorldConfig\.most is 5: .*do not fit into 4 s"),
+        # Both ends have room, 11 s have none.
+        (
+            {
+                "shortest": 10,
+                "longest": 20,
+                "fewest": 4,
+                "most": 4,
+                "visible": (0.1, 0.1),
+                "gap": 0.1,
+            },
+            r"WorldConfig\.most is 4: .*do not fit into 11 s",
+        ),
         ({"pitch": 40}, r"WorldConfig\.pitch is 40"),
         ({"dot": 0}, r"WorldConfig\.dot is 0"),
         ({"dot": 7}, r"WorldConfig\.dot is 7: digits reach to 41 x 55 pixels of cards of 48 x 48"),
@@ -157,10 +169,21 @@ def test_a_video_that_fails_leaves_nothing_behind(tmp_path):
 
 
 def test_a_duration_without_room_is_refused():
-    config = WorldConfig(shortest=40, longest=200, fewest=2, most=2, visible=(0.2, 0.3), gap=0.05)
-    assert make_world(0, duration=40, config=config).duration == 40
-    with pytest.raises(WorldError, match="duration is 39 s, a world lasts at least 40 s"):
-        make_world(0, duration=39, config=config)
+    config = WorldConfig(shortest=10, longest=10, fewest=4, most=4, visible=(0.1, 0.1), gap=0.1)
+    assert make_world(0, duration=10, config=config).duration == 10
+    with pytest.raises(WorldError, match="duration is 9 s, a world lasts at least 10 s"):
+        make_world(0, duration=9, config=config)
+    with pytest.raises(
+        WorldError, match=r"duration is 11 s, without room for WorldConfig\.most = 4"
+    ):
+        make_world(0, duration=11, config=config)
+
+
+def test_a_seed_below_zero_is_refused(tmp_path):
+    with pytest.raises(WorldError, match="seed is -1"):
+        make_world(-1)
+    with pytest.raises(SystemExit, match="film: seed is -1"):
+        film.main(["--seed", "-1", "--out", str(tmp_path / "w.mp4")])
 
 
 def test_worlds_of_a_seed_stay_what_they_were():
