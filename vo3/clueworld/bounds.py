@@ -10,7 +10,7 @@ With the reader: the same for somebody who has a digit that is shown from one fr
 read still tells options apart, and mostly which of two digits is higher.
 
 An agent may be compared with it where it looks at one clip a card: frames are counted at the visual tokens of an overview with one fine clip for questions on one card, with two
-for questions on two. The bound is one of frames, not of models: a coarse frame that the reader half reads may serve a model better than a legible one that misses
+for questions on two. Baselines have the tokens of two clips on every question: their frames are counted apart. The bound is one of frames, not of models: a coarse frame that the reader half reads may serve a model better than a legible one that misses
 the card, and the lines "with the reader" say how well. The last lines are of temporal grounding (`vo3.clueworld.bounded`). Resolutions are those of the baselines; a frame more is given where tokens do not divide.
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import itertools
 import json
 from collections.abc import Callable, Sequence
 
@@ -29,18 +28,16 @@ from etils import epath
 from vo3.clueworld import tasks
 from vo3.clueworld.bounded import bounded
 from vo3.clueworld.evaluate import FIRST_SEED, questions_of
-from vo3.clueworld.figures import Share
+from vo3.clueworld.figures import BUCKETS, Share
+from vo3.clueworld.guess import chance
 from vo3.clueworld.legibility import Reader, Readings, cut_cells, readings
-from vo3.clueworld.scales import RESOLUTIONS, SCALES, VIEWS, Scale, get_scale, uniform
+from vo3.clueworld.scales import CLIPS, RESOLUTIONS, SCALES, VIEWS, Scale, get_scale, uniform
 from vo3.clueworld.views import observe
 from vo3.clueworld.world import HELD_OUT, World, make_world
-from vo3.trajectory import Task
 
 LEGIBLE = 0.95  # share of digits that must be read right
 # Worlds of the legibility, apart from those of the bound.
 READ_SEED = FIRST_SEED + 20_000
-# Seconds of the duration's buckets, as in the evaluation's table.
-BUCKETS = ((0, 600), (600, 1800), (1800, 3601))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,63 +75,6 @@ class Bound:
         return f"shown {self.contained}; oracle {100 * self.right:.1f} %; seeing nothing {100 * self.blind:.1f} %"
 
 
-def chance(
-    question: tasks.Question, task: Task, seen: set[str], read: Readings | None = None
-) -> float:
-    """How probable it is that the best answer is right, to somebody who sees the cards of the `seen` colours.
-
-    Digits that are not seen are uniform among those that the question can have been made of; the answer that most of them lead to is given.
-
-    Args:
-      question, task: what is asked.
-      seen: colours of cards.
-      read: how digits that are seen are read: as cards with this digit were, one as probable as another; None: rightly.
-    """
-    known = [card.color in seen for card in question.looks]
-    shape = (10,) * len(known)
-    answers = [
-        _answer(question, digits) for digits in itertools.product(range(10), repeat=len(known))
-    ]
-    given = sorted({a for a in answers if a and (not task.options or a in task.options.values())})
-    # Whether these digits lead to this answer: [A, 10] or [A, 10, 10].
-    leads = np.array([[a == answer for a in answers] for answer in given], float)
-    leads = leads.reshape(len(given), *shape)
-    exact = np.eye(10)
-    truth = [
-        exact[[c.digit]] if k else np.ones((1, 10))
-        for c, k in zip(question.looks, known, strict=True)
-    ]
-    held = truth
-    if read is not None:
-        held = [
-            read.of(c.digit) if k else t
-            for c, k, t in zip(question.looks, known, truth, strict=True)
-        ]
-    true, believed = _weigh(leads, truth), _weigh(leads, held)
-    best = np.isclose(believed, believed.max(-1, keepdims=True), rtol=1e-9, atol=0)
-    best = best / best.sum(-1, keepdims=True)
-    return float((best * true).sum(-1).mean() / true.sum())
-
-
-def _weigh(leads: np.ndarray, held: Sequence[np.ndarray]) -> np.ndarray:
-    """How much speaks for each answer, for every way in which the cards are read: [n, A] for one card, [n, m, A] for two."""
-    if len(held) == 1:
-        return np.einsum("ad,nd->na", leads, held[0])
-    return np.einsum("ade,nd,me->nma", leads, *held, optimize=True)
-
-
-def _answer(question: tasks.Question, digits: Sequence[int]) -> str | None:
-    """The answer, were these the digits; None where the question would not have been asked."""
-    cards = [
-        dataclasses.replace(card, digit=d) for card, d in zip(question.looks, digits, strict=True)
-    ]
-    if len(cards) == 1:
-        return str(digits[0])
-    if question.said.startswith("the sum"):
-        return None if sum(digits) > 9 else tasks.added(*cards).answer
-    return None if digits[0] == digits[1] else tasks.compared(*cards).answer
-
-
 def looks(
     scale: Scale,
     height: int,
@@ -143,11 +83,22 @@ def looks(
     *,
     options: float = 0.5,
     read: Readings | None = None,
+    clips: int = 0,
 ) -> list[Look]:
-    """The tool questions of these worlds, under uniform frames of a size at the tokens of an agent with as many clips as cards; `read` at that size."""
+    """The tool questions of these worlds, under uniform frames of a size.
+
+    Args:
+      scale: of the worlds.
+      height, width: of the frames.
+      worlds: seeds.
+      options: share of questions with options.
+      read: how digits are read at that size; None: rightly.
+      clips: frames are at the tokens of an agent with so many; 0: with as many as the question has cards.
+    """
     found = []
     policies = {
-        clips: uniform(scale.policy, height, width, tokens=scale.tokens(clips)) for clips in (1, 2)
+        cards: uniform(scale.policy, height, width, tokens=scale.tokens(clips or cards))
+        for cards in (1, 2)
     }
     for seed in worlds:
         world = make_world(seed, config=scale.world)
@@ -236,7 +187,7 @@ def coarsest(read: dict[str, Share]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measures and prints; ends in one line where it cannot."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scale", choices=sorted(SCALES), default="clueworld")
     parser.add_argument("--worlds", type=int, default=200, help="of the bound")
@@ -244,8 +195,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=300, help="frames of the reader's templates")
     parser.add_argument("--json", help="writes the figures here too")
     args = parser.parse_args(argv)
-    if args.worlds < 1 or args.read < 1 or READ_SEED + args.read > HELD_OUT:
-        raise SystemExit(f"--worlds and --read: at least 1, at most {HELD_OUT - READ_SEED}")
+    for name, first in (("worlds", FIRST_SEED), ("read", READ_SEED)):
+        if not 1 <= (number := getattr(args, name)) <= HELD_OUT - first:
+            raise SystemExit(f"--{name} is {number}: at least 1, at most {HELD_OUT - first}")
+    if args.frames < 1:
+        raise SystemExit(f"--frames is {args.frames}: templates are made from at least one")
+    try:
+        measure(args)
+    except ValueError as error:
+        raise SystemExit(f"bounds: {error}") from error
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Prints all parts, and writes them to `args.json`.
+
+    Raises:
+      ValueError: too few worlds or frames for a figure.
+    """
     scale = get_scale(args.scale)
     options = 0.5 if args.scale == "clueworld" else 0.0
     every = legibility(scale, worlds=args.read, frames=args.frames)
@@ -264,13 +230,18 @@ def main(argv: list[str] | None = None) -> None:
     print("\nat every resolution; with the reader: the best guess from what the reader makes of it")
     seeds = range(FIRST_SEED, FIRST_SEED + args.worlds)
     readers = {}
-    for name, size in RESOLUTIONS.items():
-        found = looks(scale, *size, seeds, options=options, read=every[name])
-        for quadrant in (tasks.SINGLE_TOOL, tasks.MULTI_TOOL):
-            some = [look for look in found if look.quadrant == quadrant]
-            share = readers[f"{name}: {quadrant}"] = float(np.mean([look.read for look in some]))
-            shown = Share(sum(look.seen == look.cards for look in some), len(some))
-            print(f"{name:7s} {quadrant:20s} shown {shown}; with the reader {100 * share:.1f} %")
+    for clips, whose in ((0, "an agent's"), (CLIPS, "a baseline's")):
+        print(f"at {whose} tokens")
+        for name, size in RESOLUTIONS.items():
+            found = looks(scale, *size, seeds, options=options, read=every[name], clips=clips)
+            for quadrant in (tasks.SINGLE_TOOL, tasks.MULTI_TOOL):
+                some = [look for look in found if look.quadrant == quadrant]
+                share = float(np.mean([look.read for look in some]))
+                readers[f"{whose}: {name}: {quadrant}"] = share
+                shown = Share(sum(look.seen == look.cards for look in some), len(some))
+                print(
+                    f"{name:7s} {quadrant:20s} shown {shown}; with the reader {100 * share:.1f} %"
+                )
     print("\ntemporal grounding: the seconds of cards as frames bound them")
     seconds = {}
     for view in VIEWS:

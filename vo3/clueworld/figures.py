@@ -8,9 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vo3.clueworld import tasks
+from vo3.evals.statistics import wilson
 from vo3.rewards import score
 from vo3.rewards.grounding import Interval, overlap
 from vo3.trajectory import Trajectory
+
+# Seconds [low, high) of the videos that results are told apart by.
+BUCKETS = ((120, 600), (600, 1800), (1800, 3601))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +27,7 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """(low, high); (0, 1) when there is nothing."""
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.959964, self.total, self.right / self.total
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+        return wilson(self.right, self.total)
 
     def __str__(self) -> str:
         if not self.total:
@@ -68,7 +67,7 @@ def measures(rows: Sequence[Trajectory]) -> dict[str, Measure]:
     found["calls: window hits a clue (IoU > 0)"] = Measure({k: i > 0 for k, i in ious.items()})
     found["calls: mean IoU with the nearest clue"] = Measure(ious, share=False)
     needs = [t for t in rows if t.task.target.data_source in (tasks.SINGLE_TOOL, tasks.MULTI_TOOL)]
-    for low, high in ((120, 600), (600, 1800), (1800, 3601)):
+    for low, high in BUCKETS:
         some = [t for t in needs if low <= t.observations[0].end < high]
         name = f"with tool, video of {low // 60} to {high // 60} minutes"
         found[f"{name}: right"] = _each(some, is_right)

@@ -1,6 +1,7 @@
 """The oracle bound by hand, and what is legible."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from vo3.clueworld import bounds, tasks
 from vo3.clueworld.bounded import bounded
-from vo3.clueworld.bounds import chance, looks
+from vo3.clueworld.bounds import looks
 from vo3.clueworld.evaluate import FIRST_SEED, questions, questions_of
 from vo3.clueworld.figures import Share
+from vo3.clueworld.guess import chance
 from vo3.clueworld.legibility import Reader, Readings, cut_cells, glyph, readings
 from vo3.clueworld.pixels import Renderer
 from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS, SCALES, VIEWS, get_scale, uniform
@@ -53,7 +55,7 @@ def test_frames_that_show_everything_bound_nothing_and_two_frames_all():
     every = looks(SCALE, *RESOLUTIONS["coarse"], worlds)
     assert every and all(look.seen == look.cards and look.chance == 1 for look in every)
     assert len(every) == 6 * 2 * 3
-    # A token of a whole frame's size, at 56 tokens a pair: three frames at most.
+    # A pair of such frames takes 112 tokens: two frames beside one clip, four beside two.
     few = looks(SCALE, 224, 392, worlds)
     assert np.mean([look.seen for look in few]) < 0.5
     asked = [q for s in worlds for q in questions(make_world(s), "-")]
@@ -205,19 +207,46 @@ def test_the_command_end_to_end(tmp_path, capsys):
     assert re.search(r"coarse-only +IoU >= 0\.3 .* of 9; mean IoU 0\.\d", printed)
     written = json.loads(out.read_text())
     assert written["legible"] in RESOLUTIONS and "clue_single_w_tool" in written["bounds"]
-    with pytest.raises(SystemExit, match="at least 1"):
-        bounds.main(["--worlds", "0"])
+    assert len(written["with the reader"]) == 2 * 2 * len(RESOLUTIONS)
+    for wrong, told in (
+        (["--worlds", "0"], "--worlds is 0: at least 1"),
+        (["--worlds", "50001"], "--worlds is 50001: .* at most 50000"),
+        (["--read", "40000"], "--read is 40000: .* at most 30000"),
+        (["--frames", "0"], "--frames is 0"),
+        (["--frames", "2"], r"bounds: no template of \d: 2 frames"),
+        (["--worlds", "1", "--read", "1", "--frames", "60"], r"bounds: none of \d cards shows \d"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            bounds.main(wrong)
 
 
-@given(st.integers(1, 2**40))
-def test_nobody_guesses_worse_for_seeing_more(seed):
-    world = make_world(seed)
-    rng = np.random.default_rng(seed)
-    for kind in ("digit", "sum", "higher"):
-        question = tasks.KINDS[kind](world, rng)
-        colors = [c.color for c in question.looks]
-        all_seen = chance(question, task(question), set(colors))
-        assert all_seen == 1 >= chance(question, task(question), set())
+@given(st.integers(1, 2**40), st.sampled_from(["digit", "sum", "higher"]))
+def test_nobody_guesses_worse_for_seeing_more(seed, kind):
+    """On the mean over what the digits may be: with some that are seen another guess may happen to be right."""
+    question = tasks.KINDS[kind](make_world(seed), np.random.default_rng(seed))
+    blind = chance(question, task(question), set())
+    assert chance(question, task(question), {c.color for c in question.looks}) == 1 > blind
+    if len(question.looks) < 2:
+        return
+    one, other = question.looks
+    remake = tasks.added if question.said.startswith("the sum") else tasks.compared
+    allowed = (lambda a, b: a + b <= 9) if remake is tasks.added else (lambda a, b: a != b)
+    half = []
+    for a, b in itertools.product(range(10), repeat=2):
+        if allowed(a, b):
+            cards = dataclasses.replace(one, digit=a), dataclasses.replace(other, digit=b)
+            asked = remake(*cards)
+            half.append(chance(asked, task(asked), {one.color}))
+    assert blind <= np.mean(half) <= 1
+
+
+def test_frames_at_the_tokens_of_a_baseline_show_no_less():
+    worlds = range(FIRST_SEED, FIRST_SEED + 10)
+    agent, baseline = (looks(SCALE, *RESOLUTIONS["fine"], worlds, clips=n) for n in (0, 2))
+    single = [i for i, look in enumerate(agent) if look.cards == 1]
+    assert sum(baseline[i].seen for i in single) > sum(agent[i].seen for i in single)
+    both = [i for i, look in enumerate(agent) if look.cards == 2]
+    assert [baseline[i] for i in both] == [agent[i] for i in both]
 
 
 @pytest.mark.parametrize("view", VIEWS)
