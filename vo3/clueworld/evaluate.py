@@ -1,8 +1,8 @@
 """Asks the agent questions on held-out worlds, through real mp4 files.
 
-    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--videos=DIR] [--one-look | --baseline=VIEW]
+    python -m vo3.clueworld.evaluate --workdir=out/clueworld-eval [--checkpoint=clueworld] [--worlds=100] [--videos=DIR] [--one-look | --baseline=VIEW] [--first=50000] [--options=0.5]
 
-Every world gives three different questions of each quadrant (see `vo3.clueworld.tasks`), about half of them with options. Every trajectory is written to
+Every world gives three different questions of each quadrant (see `vo3.clueworld.tasks`), about half of them with options unless `--options` is another share. Every trajectory is written to
 WORKDIR/NAME/trajectories.jsonl as it ends, NAME being agent, one-look or the baseline's view; a second run goes on where the first stopped, and is refused where the checkpoint
 or what it is shown is another: WORKDIR/NAME/settings.json tells. The figures are printed and written to WORKDIR/NAME/summary.json, with the values behind them in
 WORKDIR/NAME/measures.json.gz (`vo3.clueworld.kept`). `--one-look` asks the same model on uniform frames at as many visual tokens as an
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from vo3.clueworld import kept, one_turn, tasks
 from vo3.clueworld.figures import Share, measures
 from vo3.clueworld.film import write_video
 from vo3.clueworld.scales import VIEWS, get_scale
-from vo3.clueworld.world import HELD_OUT, World, WorldConfig, make_world
+from vo3.clueworld.world import HELD_OUT, World, WorldConfig, WorldError, make_world
 from vo3.evals import fingerprint
 from vo3.evals.journal import FILE, SETTINGS, Journal, JournalError, check_settings
 from vo3.train.config import ConfigError
@@ -35,6 +36,8 @@ from vo3.video import CropPolicy, VideoCrop, VideoError
 
 FIRST_SEED = 50_000  # evaluation's worlds; below are tests and demos, from HELD_OUT on training
 PER_QUADRANT = 3  # questions a world
+OPTIONS = 0.5  # share of questions with options
+_DRAWS = 10_000  # of them, until so many differ
 
 
 class OneLook:
@@ -62,7 +65,7 @@ def questions(
     world: World,
     video: str,
     *,
-    options: float = 0.5,
+    options: float = OPTIONS,
     quadrants: Sequence[str] = tuple(tasks.QUADRANTS),
 ) -> Iterator[Task]:
     """The tasks of `questions_of`."""
@@ -73,14 +76,24 @@ def questions(
 def questions_of(
     world: World, video: str, *, options: float, quadrants: Sequence[str]
 ) -> Iterator[tuple[tasks.Question, Task]]:
-    """The world's questions with their tasks, different ones in each quadrant; a share of them with options."""
+    """The world's questions with their tasks, different ones in each quadrant; a share of them with options.
+
+    Raises:
+      WorldError: the world has too few cards for so many different questions.
+    """
     rng = np.random.default_rng([0xE7A1, world.seed])
     for kinds in (tasks.QUADRANTS[name] for name in quadrants):
         asked: dict[str, tuple[str, tasks.Question]] = {}
-        while len(asked) < PER_QUADRANT:
+        for _ in range(_DRAWS):
             kind = str(rng.choice(list(kinds)))
             question = kinds[kind](world, rng)
             asked.setdefault(question.text, (kind, question))
+            if len(asked) == PER_QUADRANT:
+                break
+        else:
+            raise WorldError(
+                f"world {world.seed} has {len(world.cards)} cards, of which no {PER_QUADRANT} different questions on {', '.join(kinds)} can be asked; raise WorldConfig.fewest"
+            )
         for number, (kind, question) in enumerate(asked.values()):
             # The id says what was drawn, which need not be what is asked (`tasks.kind_of`): it is the key of answers that are kept.
             task = tasks.make_task(
@@ -102,6 +115,7 @@ def evaluate(
     one_look: bool,
     config: WorldConfig | None = None,
     ask: Callable[[World, str], Iterator[Task]] = questions,
+    first: int = FIRST_SEED,
     videos: epath.Path | None = None,
     settings: dict[str, Any] | None = None,
 ) -> list[Trajectory]:
@@ -110,7 +124,7 @@ def evaluate(
     Args:
       agent: to ask.
       workdir: of the trajectories.
-      worlds: how many, from `FIRST_SEED` on.
+      worlds: how many, from the seed `first` on.
       one_look: no clip is given.
       config: of the worlds; None: the embedded model's.
       ask: (world, path of its video) -> questions.
@@ -129,7 +143,7 @@ def evaluate(
         check_settings(workdir, settings)
     asked: list[str] = []
     with Journal(rows) as log:
-        for seed in range(FIRST_SEED, FIRST_SEED + worlds):
+        for seed in range(first, first + worlds):
             world = make_world(seed, config=config)
             path = videos / f"{seed}.mp4"
             questions_here = list(ask(world, str(path)))
@@ -157,12 +171,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", default="clueworld")
     parser.add_argument("--worlds", type=int, default=100)
     parser.add_argument("--videos", help="where videos are kept (default: WORKDIR/videos)")
+    parser.add_argument("--first", type=int, default=FIRST_SEED, help="seed of the first world")
+    parser.add_argument(
+        "--options", type=float, default=OPTIONS, help="share of questions with options"
+    )
     looks = parser.add_mutually_exclusive_group()
     looks.add_argument("--one-look", action="store_true")
     looks.add_argument("--baseline", choices=VIEWS[1:], help="the view that the checkpoint sees")
     args = parser.parse_args(argv)
-    if FIRST_SEED + args.worlds > HELD_OUT:
-        raise SystemExit(f"--worlds {args.worlds}: at most {HELD_OUT - FIRST_SEED} are held out")
+    if args.worlds < 1 or not 0 <= args.first <= HELD_OUT - args.worlds:
+        raise SystemExit(
+            f"--worlds {args.worlds} from --first {args.first} on: at least one, and seeds of worlds that are held out lie from 0 to {HELD_OUT - 1}"
+        )
+    if not 0 <= args.options <= 1:
+        raise SystemExit(f"--options {args.options}: a share lies between 0 and 1")
     try:
         model = load(args.checkpoint)
     except CheckpointError as error:
@@ -184,16 +206,20 @@ def main(argv: list[str] | None = None) -> None:
         "crop_policy": policy.to_json(),
         "one_look": name != "agent",
     }
+    if args.options != OPTIONS:
+        settings["options"] = args.options
     try:
         rows = evaluate(
             agent,
             workdir / name,
             args.worlds,
             one_look=name != "agent",
+            ask=functools.partial(questions, options=args.options),
+            first=args.first,
             videos=videos,
             settings=settings,
         )
-    except (ConfigError, JournalError) as error:
+    except (ConfigError, JournalError, VideoError) as error:
         raise SystemExit(f"evaluate: {error}") from error
     found = measures(rows)
     if args.baseline:

@@ -13,7 +13,7 @@ from vo3.clueworld.evaluate import questions
 from vo3.clueworld.figures import Share, measures
 from vo3.clueworld.tasks import GROUNDING, MULTI_SEEN, MULTI_TOOL, SINGLE_TOOL
 from vo3.clueworld.views import crop_policy
-from vo3.clueworld.world import HELD_OUT, make_world
+from vo3.clueworld.world import HELD_OUT, WorldConfig, WorldError, make_world
 from vo3.evals.journal import Journal
 from vo3.rollout import RolloutPolicy
 from vo3.train.config import ConfigError
@@ -91,6 +91,28 @@ def test_wilson_intervals_of_the_literature(right, total, low, high):
     np.testing.assert_allclose(Share(right, total).interval, (low, high), atol=6e-5)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--worlds", "0"], "--worlds 0 from --first 50000 on: at least one"),
+        (["--worlds", "50001"], "seeds of worlds that are held out lie from 0 to 99999"),
+        (["--first", "99999", "--worlds", "2"], "--worlds 2 from --first 99999 on"),
+        (["--first", "-1"], "--first -1"),
+        (["--options", "1.5"], "--options 1.5: a share lies between 0 and 1"),
+    ],
+)
+def test_worlds_that_are_not_held_out_are_refused(tmp_path, wrong, told):
+    with pytest.raises(SystemExit, match=told):
+        evaluate.main(["--workdir", str(tmp_path / "run"), *wrong])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_of_two_cards_has_too_few_questions():
+    config = dataclasses.replace(WorldConfig(), fewest=2, most=2)
+    with pytest.raises(WorldError, match=r"world 3 has 2 cards, .* raise WorldConfig\.fewest"):
+        list(questions(make_world(3, config=config), "w.mp4"))
+
+
 def test_questions_are_fixed_by_the_seed_and_held_out():
     assert evaluate.FIRST_SEED < HELD_OUT
     one, two = (list(questions(make_world(50_000), "w.mp4")) for _ in range(2))
@@ -103,7 +125,6 @@ def test_one_look_sees_as_many_tokens_as_an_agent_with_a_clip():
     policy = evaluate.one_look_policy(crop_policy())
     plan = plan_clip(fps=4.0, frames=7200, height=168, width=336, policy=policy)
     assert (plan.tokens, len(plan.indices)) == (100, 100)
-    assert dataclasses.replace(policy) == policy
 
 
 def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
@@ -131,6 +152,10 @@ def test_evaluation_end_to_end_and_again(tmp_path, monkeypatch, capsys):
     assert all(len(Trajectory.loads(line).observations) == 1 for line in looks)
     with pytest.raises(SystemExit, match=r"evaluate: .*made with other settings \(checkpoint was"):
         evaluate.main([*arguments, "--checkpoint", "clueworld-sft"])
+    with pytest.raises(
+        SystemExit, match=r"evaluate: .*made with other settings \(options was None"
+    ):
+        evaluate.main([*arguments, "--options", "1"])
     with (
         Journal(tmp_path / "agent" / "trajectories.jsonl"),
         pytest.raises(SystemExit, match=r"evaluate: .*being written to by another run"),
