@@ -35,6 +35,7 @@ def read(folder: epath.PathLike) -> dict[str, Trajectory]:
 
     Raises:
       FileNotFoundError: the folder has none.
+      JournalError: one cannot be read.
     """
     file = epath.Path(folder) / FILE
     if not file.exists():
@@ -106,7 +107,15 @@ def p_value(before: Answers, after: Answers) -> float:
 
 
 def table(before: Answers, after: Sequence[Answers]) -> str:
-    """The comparison as a Markdown table."""
+    """The comparison as a Markdown table, of the questions that all have.
+
+    Raises:
+      ValueError: there are none.
+    """
+    shared = set(before).intersection(*after)
+    if not shared:
+        raise ValueError("the evaluations have no question in common; ask all on the same worlds")
+    before, *after = ({name: run[name] for name in shared} for run in (before, *after))
     lines = [
         "| | questions | before | after | difference | McNemar p |",
         "|---|---|---|---|---|---|",
@@ -150,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(table(read(args.before), [read(folder) for folder in args.after]))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"gains: {error}") from error
 
 

@@ -13,6 +13,7 @@ The second table is of differences in points, on questions that both have: a col
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -53,7 +54,9 @@ def together(some: Sequence[Measure]) -> tuple[Float[np.ndarray, "runs questions
 
 
 def cell(some: Sequence[Measure]) -> str:
-    """A figure of one run, or of several."""
+    """A figure of one run, or of several; "-" of nothing."""
+    if len(some) == 1 and not some[0].values:
+        return "-"
     if len(some) == 1:
         figure = some[0].figure
         return str(figure).strip() if isinstance(figure, Share) else f"{figure:.3f}"
@@ -90,7 +93,7 @@ def table(columns: dict[str, list[Run]], *, only: str = "") -> str:
       only: pattern that names of figures must match somewhere.
 
     Raises:
-      ValueError: a column can be paired with the first neither one by one nor as a whole; no figure matches.
+      ValueError: a column can be paired with the first neither one by one nor as a whole; runs of a column have not the same figures; no figure matches.
     """
     names = list(dict.fromkeys(n for runs in columns.values() for run in runs for n in run))
     names = [name for name in names if re.search(only, name)]
@@ -101,6 +104,12 @@ def table(columns: dict[str, list[Run]], *, only: str = "") -> str:
         if len(columns[name]) not in (1, len(columns[head])):
             raise ValueError(
                 f"{name} has {len(columns[name])} runs and {head} {len(columns[head])}; give one, or as many"
+            )
+    for name, column in itertools.product(names, columns):
+        missing = [str(i) for i, run in enumerate(columns[column], 1) if name not in run]
+        if 0 < len(missing) < len(columns[column]):
+            raise ValueError(
+                f"{column} has {name!r} in some of its runs and not in run {', '.join(missing)}; give runs of one kind"
             )
     of = lambda column, name: [run[name] for run in columns[column] if name in run]
     rows = [[n, *(cell(some) if (some := of(c, n)) else "-" for c in columns)] for n in names]

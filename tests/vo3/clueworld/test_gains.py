@@ -84,3 +84,10 @@ def test_the_command(tmp_path, capsys):
     assert "0.5, 1 |" in shown and "temporal_grounding" not in shown
     with pytest.raises(SystemExit, match=r"gains: .*does not exist; make it with"):
         g.main(["--before", str(tmp_path), str(tmp_path / "1")])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "trajectories.jsonl").write_text(said("z", "A").dumps() + "\n")
+    with pytest.raises(SystemExit, match=r"gains: the evaluations have no question in common"):
+        g.main(["--before", str(tmp_path / "0"), str(tmp_path / "other")])
+    (tmp_path / "other" / "trajectories.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match=r"gains: .*line 1, is no trajectory"):
+        g.main(["--before", str(tmp_path / "0"), str(tmp_path / "other")])

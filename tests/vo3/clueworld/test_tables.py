@@ -59,6 +59,13 @@ def test_columns_that_cannot_be_paired_and_patterns_without_a_figure_are_refused
         tables.table({"a": [one]}, only="wrong")
 
 
+def test_runs_of_a_column_have_the_same_figures():
+    some, more = run(right=[1, 1]), run(right=[0, 1], said=[1, 1])
+    with pytest.raises(ValueError, match=r"b has 'said' in some of its runs and not in run 1"):
+        tables.table({"a": [some, some], "b": [some, more]})
+    assert tables.cell([Measure({}, share=False)]) == tables.cell([Measure({})]) == "-"
+
+
 def test_a_figure_that_a_column_lacks_is_left_open():
     text = tables.table({"a": [run(right=[1, 1])], "b": [run(right=[0, 1], said=[1, 1])]})
     head, rule, _, said, gap, *second = text.splitlines()
