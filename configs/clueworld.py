@@ -18,9 +18,9 @@ python -m vo3.clueworld.recipe --workdir=out/clueworld --only=export
 
 `STAGE.VIEW` is the same stage of a one-turn baseline (`vo3.clueworld.scales`): as many steps, worlds and questions, uniform frames for the overview, no clips, rows as long as they need.
 
-python -m vo3.train.sft --config=configs/clueworld.py:whole.middle --workdir=out/middle/whole
+python -m vo3.train.sft --config=configs/clueworld.py:whole.middle --workdir=out/clueworld-middle/whole
 
-`STAGE.VIEW.SEED` draws other parameters and other data.
+`STAGE.VIEW.SEED` draws other parameters and other data. Each view and seed starts from its own stages: those in out/clueworld-VIEW-SEED, where `agent` and 0 are left out, unless `--config.init_from` names others.
 
 python -m vo3.train.sft --config=configs/clueworld.py:whole.agent.1 --workdir=out/clueworld-1/whole
 """
@@ -128,8 +128,12 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.log_every = 25
     config.save_every = 200
     first = before == "vision"
-    config.init_vision = "out/clueworld/vision/vision.npz" if first else ""
-    config.init_from = "" if first else f"out/clueworld/{before}"
+    # A run of its own for every view and seed: no stage begins with the parameters of another.
+    run = "-".join(
+        ["out/clueworld", *([view] if view != "agent" else []), *([seed] if int(seed) else [])]
+    )
+    config.init_vision = f"{run}/vision/vision.npz" if first else ""
+    config.init_from = "" if first else f"{run}/{before}"
     config.data = ml_collections.ConfigDict(
         {"worlds": 12, "lookups": 2, "options_share": 0.6, "noise": 5.0, "emphasis": 4.0, **data}
     )

@@ -21,6 +21,9 @@ from vo3.clueworld.world import World, training_world
 from vo3.train.batch import Batch, Example, pack_rows
 from vo3.trajectory import VIDEO_MARK, Observation, Trajectory, Turn
 
+# What may stand before a last think in words alone, see `DataConfig.stated`.
+STATED = ("", "digits", "turns", "sentences")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -72,6 +75,12 @@ class DataConfig:
     scale: str = "clueworld"
     view: str = AGENT
     tdam: str = "off"
+
+    def __post_init__(self) -> None:
+        if self.stated not in STATED:
+            raise ValueError(
+                f"data.stated is {self.stated!r}; one of {', '.join(map(repr, STATED))}"
+            )
 
 
 # Clips that a question of a quadrant looks at, at most.

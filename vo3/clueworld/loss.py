@@ -32,7 +32,7 @@ class LossWeights:
 
 
 def evidence_weights(tokenizer, emphasis: float) -> Float[np.ndarray, "V"]:
-    """Loss weight by token id: `emphasis` for digits, colours, letters, yes and no; 1 for the rest."""
+    """Loss weight by token id: `emphasis` for digits, colours, letters, yes and no, and what ends or joins them ("-", ".", ", "); 1 for the rest."""
     weights = np.ones(len(tokenizer), np.float32)
     numbers = [*map(str, range(10)), *(f"{n:02d}" for n in range(100))]
     words = [

@@ -74,14 +74,18 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
     # All tokens of an overview frame learn to hold its clock and its card, so that the decoder finds the one by the other in one step of attention.
     clock = jnp.broadcast_to(batch.clock[:, None], (n, m, 4))
     color = jnp.broadcast_to(batch.color[:, None], (n, m, 2))
-    scores = {
-        "clock": (probe.clock(coarse).reshape(n, m, 4, GROUPS), clock, clock >= 0),
-        "color": (probe.color(coarse).reshape(n, m, 2, 9), color, color >= 0),
+    # The second token of an overview frame is the half where cards stand; of larger frames it is another place.
+    leak = {
         "leak": (
             probe.leak(jax.lax.stop_gradient(coarse[:, 1])).reshape(n, 2, 11),
             batch.coarse_digit,
             batch.coarse_digit != BLANK,
-        ),
+        )
+    }
+    scores = {
+        "clock": (probe.clock(coarse).reshape(n, m, 4, GROUPS), clock, clock >= 0),
+        "color": (probe.color(coarse).reshape(n, m, 2, 9), color, color >= 0),
+        **(leak if m == 2 else {}),
         "fine_color": (
             probe.fine_color(fine).reshape(k, p, 2, 9),
             batch.fine_color,

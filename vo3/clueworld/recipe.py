@@ -24,6 +24,7 @@ from flax import nnx
 from vo3.clueworld.config import model_config
 from vo3.clueworld.scales import AGENT, VIEWS, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
+from vo3.evals.journal import write_atomically
 from vo3.train import workdir as runs
 
 if TYPE_CHECKING:
@@ -118,6 +119,25 @@ def _go_on(folder: epath.Path) -> None:
         )
 
 
+def _there(workdir: epath.Path, name: str) -> bool:
+    """Whether a stage or a mean has parameters."""
+    if name in MEANS:
+        return (workdir / name / _DONE[name]).exists()
+    return bool(runs.steps(workdir / name))
+
+
+def _claim(workdir: epath.Path, view: str, seed: int) -> None:
+    """Writes down whose the folder is; refuses to mix it with another view or seed, whose tower or mean would pass unnoticed."""
+    file, mine = workdir / "recipe.json", {"view": view, "seed": seed}
+    if not file.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(mine) + "\n")
+    elif (kept := json.loads(file.read_text())) != mine:
+        raise SystemExit(
+            f"recipe: {workdir} holds view {kept['view']}, seed {kept['seed']}, asked for are {view} and {seed}; choose another --workdir"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs what is not done, then exports."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -127,6 +147,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of parameters and data")
     args = parser.parse_args(argv)
     workdir = epath.Path(args.workdir).absolute()
+    if args.seed < 0:
+        raise SystemExit(f"recipe: --seed is {args.seed}; seeds are 0 or above")
+    if args.only and (missing := [m for m in MEANS[args.only] if not _there(workdir, m)]):
+        raise SystemExit(
+            f"recipe: {args.only} is the mean of {', '.join(MEANS[args.only])}, and {workdir / missing[0]} has no parameters; train it first"
+        )
+    _claim(workdir, args.view, args.seed)
     if args.only and args.only != "export":
         write(workdir, args.only, args.view)
         return
@@ -134,7 +161,11 @@ def main(argv: list[str] | None = None) -> None:
         for stage, command in commands(workdir, args.view, args.seed).items():
             if stage in _DONE and (workdir / stage / _DONE[stage]).exists():
                 continue
-            subprocess.run(command, check=True, env={**_KEEP_MEMORY, **os.environ})
+            ended = subprocess.run(command, check=False, env={**_KEEP_MEMORY, **os.environ})
+            if ended.returncode:
+                raise SystemExit(
+                    f"recipe: {stage} ended with code {ended.returncode}, see above; the same command goes on from its last checkpoint"
+                )
             if stage in STAGES:
                 _go_on(workdir / stage)
     export(workdir, args.view)

@@ -1,6 +1,7 @@
 """One-turn baselines: what they are shown and taught; TDAM in the stream; their configs and commands."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -114,11 +115,33 @@ def test_the_config_of_a_baseline_is_the_agents_but_for_view_length_and_a_frozen
         other = config_lib.flatten(config_lib.load(f"configs/clueworld.py:{stage}.middle"))
         assert other.pop("data.view") == "middle"
         assert agent.pop("frozen") == () and other.pop("frozen") == (r"^vision\.",)
-        assert {k for k in other if other[k] != agent[k]} <= {"data.length"}
+        assert {k for k in other if other[k] != agent[k]} <= {
+            "data.length",
+            "init_vision",
+            "init_from",
+        }
     with pytest.raises(ValueError, match="unknown view 'large'"):
         config_lib.load("configs/clueworld.py:whole.large")
     with pytest.raises(ValueError, match="unknown stage"):
         config_lib.load("configs/clueworld.py:hole")
+    with pytest.raises(ValueError, match=r"data\.stated is 'digit'; one of '', 'digits'"):
+        DataConfig(stated="digit")
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("agent.0", "clueworld"),
+        ("middle.0", "clueworld-middle"),
+        ("agent.1", "clueworld-1"),
+        ("middle.2", "clueworld-middle-2"),
+    ],
+)
+def test_a_stage_starts_from_its_own_run(name, run):
+    first = config_lib.load(f"configs/clueworld.py:letters.{name}")
+    assert (first.init_vision, first.init_from) == (f"out/{run}/vision/vision.npz", "")
+    later = config_lib.load(f"configs/clueworld.py:whole.{name}")
+    assert (later.init_vision, later.init_from) == ("", f"out/{run}/order")
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -167,7 +190,7 @@ def test_a_row_without_room_leaves_out_texts_and_never_what_is_asked():
     rng = np.random.default_rng(0)
     world, overview, _ = stream._overview(make_world(3), rng)
     asked = stream._example(stream._trajectory(world, tasks.SINGLE_SEEN, overview, rng), 0, 0)
-    texts = [stream._text(rng) for _ in range(3)]
+    texts = [stream._words.draw(rng) for _ in range(3)]
     size = lambda row: sum(len(example.encoded.ids) for example in row)
     row = [*texts, asked]
     assert fitted(row, size(row), asks=True) == row
@@ -205,14 +228,28 @@ def test_a_stage_that_was_asked_to_end_ends_the_recipe(tmp_path, monkeypatch):
             (folder / "checkpoints" / str(next(steps))).mkdir(parents=True)
             (folder / "config.json").write_text(json.dumps({"steps": config.steps}))
         ran.append(folder.name)
+        return types.SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(recipe.subprocess, "run", run)
     with pytest.raises(SystemExit, match=r"read was asked to end after 58 steps; the same command"):
         recipe.main(["--workdir", str(tmp_path)])
     assert ran == ["vision", "letters", "text", "read"]
+    # What is there is of this view and seed alone.
+    for other in (["--seed", "1"], ["--view", "middle"]):
+        with pytest.raises(SystemExit, match=r"holds view agent, seed 0, asked for are"):
+            recipe.main(["--workdir", str(tmp_path), *other])
+    with pytest.raises(
+        SystemExit, match=r"mean is the mean of polish, last, far, and .*polish has no"
+    ):
+        recipe.main(["--workdir", str(tmp_path), "--only", "mean"])
+    monkeypatch.setattr(recipe.subprocess, "run", lambda *_, **__: types.SimpleNamespace(returncode=3))  # fmt: skip
+    with pytest.raises(SystemExit, match=r"recipe: vision ended with code 3, see above"):
+        recipe.main(["--workdir", str(tmp_path / "new")])
+    with pytest.raises(SystemExit, match=r"--seed is -1"):
+        recipe.main(["--workdir", str(tmp_path / "new"), "--seed", "-1"])
 
 
-def test_seeds_share_neither_parameters_nor_worlds(tmp_path):
+def test_fine_tuning_of_seeds_shares_no_data(tmp_path):
     first, second = recipe.commands(tmp_path), recipe.commands(tmp_path, seed=1)
     for stage in ("vision", "mean", "settled"):
         assert changed(first[stage], second[stage]) == ["--seed=1"]
