@@ -16,7 +16,7 @@ from etils import epath
 from vo3 import cli
 from vo3.clueworld import tasks
 from vo3.clueworld.film import write_video
-from vo3.clueworld.world import World, make_world
+from vo3.clueworld.world import World, WorldError, make_world
 from vo3.trajectory import Task
 
 SEED = 2034  # a held-out world
@@ -37,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=SEED, help="another world")
     args = parser.parse_args(argv)
     out = epath.Path(args.out)
-    world = make_world(args.seed, duration=DURATION)
+    try:
+        world = make_world(args.seed, duration=DURATION)
+    except WorldError as error:
+        raise SystemExit(f"demo: {error}") from error
     video = out / f"clueworld-{args.seed}.mp4"
     if not video.exists():
         began = time.perf_counter()

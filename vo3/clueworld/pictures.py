@@ -160,15 +160,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--log", default=str(NAMES["clueworld-sft"] / "training_log.jsonl"))
     parser.add_argument("--rl-log", default=str(NAMES["clueworld"] / "rl_log.jsonl"))
     args = parser.parse_args(argv)
-    out = epath.Path(args.out)
+    try:
+        write(epath.Path(args.out), args.seed, args.log, args.rl_log)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"pictures: {error}") from error
+    print(f"wrote clueworld-seen.png, clueworld-curves.svg and clueworld-rl.svg to {args.out}")
+
+
+def write(out: epath.Path, seed: int, log: str, rl_log: str) -> None:
+    """Writes the picture of a world, and the curves of two logs.
+
+    Raises:
+      OSError: a log cannot be read.
+      ValueError: it is none, or the seed is below zero.
+    """
+    world = make_world(seed)
+    drawn = curves(stages(epath.Path(log).read_text()))
+    rl = rl_curves.curves(rl_curves.read(epath.Path(rl_log).read_text(), rl_log))
     out.mkdir(parents=True, exist_ok=True)
     with (out / "clueworld-seen.png").open("wb") as file:
-        Image.fromarray(seen(make_world(args.seed))).save(file, format="png", optimize=True)
-    drawn = curves(stages(epath.Path(args.log).read_text()))
+        Image.fromarray(seen(world)).save(file, format="png", optimize=True)
     (out / "clueworld-curves.svg").write_text(f"{drawn}\n")
-    rl = rl_curves.curves(rl_curves.read(epath.Path(args.rl_log).read_text(), args.rl_log))
     (out / "clueworld-rl.svg").write_text(f"{rl}\n")
-    print(f"wrote clueworld-seen.png, clueworld-curves.svg and clueworld-rl.svg to {out}")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--view", choices=VIEWS, default=AGENT, help="a one-turn baseline")
     args = parser.parse_args(argv)
     steps = args.steps
+    if args.seed < 0 or (steps is not None and steps < 1):
+        raise SystemExit(
+            f"pretrain: --seed {args.seed} and --steps {steps}: seeds are 0 or above, steps 1 or more"
+        )
     if steps is None:
         steps = STEPS if get_scale("clueworld").alike(args.view) else LONGER
     train_vision(

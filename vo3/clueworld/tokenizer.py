@@ -65,7 +65,7 @@ def _options() -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every piece, in id order: specials, tags, marks, one and two digits, words, words and digits after a space, options."""
+    """Every piece, in id order: specials, the unknown piece, tags, marks, one and two digits, digits after a space, colours with a colon, words, words after a space, options."""
     words = list(dict.fromkeys(_WORDS.split() + list(COLORS)))
     tags = [f"<{slash}{tag}>" for tag in _TAGS for slash in ("", "/")]
     digits = [str(d) for d in range(10)] + [f"{d:02d}" for d in range(100)]

@@ -2,7 +2,14 @@
 
 import json
 
+import pytest
+
 from vo3.clueworld import demo
+
+
+def test_a_seed_below_zero_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="demo: seed is -1"):
+        demo.main(["--out", str(tmp_path), "--seed", "-1"])
 
 
 def test_the_demo_answers_right_after_looking_where_the_clue_is(tmp_path, capsys):

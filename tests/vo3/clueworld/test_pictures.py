@@ -51,3 +51,13 @@ def test_the_command(tmp_path, capsys):
     assert "clock, coarse" in (tmp_path / "docs" / "clueworld-curves.svg").read_text()
     assert "2 steps" in (tmp_path / "docs" / "clueworld-rl.svg").read_text()
     assert "clueworld-seen.png" in capsys.readouterr().out
+    none, good = str(tmp_path / "none"), ["--log", str(path), "--rl-log", str(rl)]
+    for wrong, told in (
+        (["--log", none], "pictures: .*No such file"),
+        ([*good, "--log", str(rl)], "pictures: line 1 of the log has no stage"),
+        ([*good, "--rl-log", str(path)], "pictures: line 1 of .*log.jsonl has no step or reward"),
+        ([*good, "--seed", "-1"], "pictures: seed is -1"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            main(["--out", str(tmp_path / "other"), *wrong])
+    assert not (tmp_path / "other").exists()
