@@ -40,7 +40,7 @@ _SPARSE = ("fine_color", "fine_digit", "digit")
 
 
 class Probe(nnx.Module):
-    """The tower and its throw-away heads, of a `view`."""
+    """The tower and its linear probes, of a `view`; only the tower is kept."""
 
     def __init__(self, *, rngs: nnx.Rngs, scale: str = "clueworld", view: str = AGENT):
         config = get_scale(scale).model()
