@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vo3.clueworld import tasks
-from vo3.clueworld.evaluate import questions_of
+from vo3.clueworld.evaluate import OPTIONS, questions_of
 from vo3.clueworld.figures import Measure
 from vo3.clueworld.scales import Scale
 from vo3.clueworld.views import observe, sightings
@@ -18,7 +18,7 @@ from vo3.rewards.grounding import Interval, overlap
 EVERY = tuple(tasks.QUADRANTS)
 
 
-def bounded(scale: Scale, view: str, worlds: Sequence[int], *, options: float = 0.5) -> Measure:
+def bounded(scale: Scale, view: str, worlds: Sequence[int], *, options: float = OPTIONS) -> Measure:
     """IoU of the bounds (`views.sightings`) with the truth, of the grounding questions that evaluation asks, by id; 0 where no frame shows the card.
 
     Args:

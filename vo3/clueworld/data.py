@@ -50,6 +50,9 @@ class DataConfig:
       scale: of `vo3.clueworld.scales`.
       view: "agent", or a one-turn baseline of the scale: uniform frames at one resolution, and no clips.
       tdam: the TDAM policy of the trajectories; see `vo3.clueworld.loss.masked`.
+
+    Raises:
+      ValueError: `stated` is none of these.
     """
 
     seed: int = 0

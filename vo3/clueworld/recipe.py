@@ -132,9 +132,17 @@ def _claim(workdir: epath.Path, view: str, seed: int) -> None:
     if not file.exists():
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(mine) + "\n")
-    elif (kept := json.loads(file.read_text())) != mine:
+        return
+    try:
+        kept = json.loads(file.read_text())
+        held = f"view {kept['view']}, seed {kept['seed']}"
+    except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(
-            f"recipe: {workdir} holds view {kept['view']}, seed {kept['seed']}, asked for are {view} and {seed}; choose another --workdir"
+            f"recipe: {file} does not tell whose the folder is; remove it if that is view {view}, seed {seed}"
+        ) from error
+    if kept != mine:
+        raise SystemExit(
+            f"recipe: {workdir} holds {held}, asked for are {view} and {seed}; choose another --workdir"
         )
 
 

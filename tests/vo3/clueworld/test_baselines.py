@@ -245,6 +245,9 @@ def test_a_stage_that_was_asked_to_end_ends_the_recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe.subprocess, "run", lambda *_, **__: types.SimpleNamespace(returncode=3))  # fmt: skip
     with pytest.raises(SystemExit, match=r"recipe: vision ended with code 3, see above"):
         recipe.main(["--workdir", str(tmp_path / "new")])
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"recipe\.json does not tell whose the folder is"):
+        recipe.main(["--workdir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"--seed is -1"):
         recipe.main(["--workdir", str(tmp_path / "new"), "--seed", "-1"])
 
