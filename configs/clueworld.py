@@ -27,7 +27,7 @@ python -m vo3.train.sft --config=configs/clueworld.py:whole.agent.1 --workdir=ou
 
 import ml_collections
 
-from vo3.clueworld.scales import frozen
+from vo3.clueworld.scales import FROZEN
 
 # A question with clips and one without.
 _TWO = (
@@ -124,7 +124,7 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.clip = 1.0
     config.warmup = 50
     config.workers = 1
-    config.frozen = frozen(view)
+    config.frozen = FROZEN
     config.log_every = 25
     config.save_every = 200
     first = before == "vision"
