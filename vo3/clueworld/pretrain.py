@@ -24,7 +24,6 @@ from flax import nnx
 from vo3.clueworld.patches import (
     BLANK,
     GROUPS,
-    LONGER,
     NONE,
     STEPS,
     VisionBatch,
@@ -113,22 +112,21 @@ def main(argv: list[str] | None = None) -> None:
     """Trains and writes `vision.npz` (the tower's leaves, in tree order) and `vision_log.jsonl`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument(
-        "--steps", type=int, help=f"{STEPS}; {LONGER} where digits do not lie alike"
-    )
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--view", choices=VIEWS, default=AGENT, help="a one-turn baseline")
     args = parser.parse_args(argv)
-    steps = args.steps
-    if args.seed < 0 or (steps is not None and steps < 1):
+    if args.seed < 0 or args.steps < 1:
         raise SystemExit(
-            f"pretrain: --seed {args.seed} and --steps {steps}: seeds are 0 or above, steps 1 or more"
+            f"pretrain: --seed {args.seed} and --steps {args.steps}: seeds are 0 or above, steps 1 or more"
         )
-    if steps is None:
-        steps = STEPS if get_scale("clueworld").alike(args.view) else LONGER
     train_vision(
-        epath.Path(args.workdir), steps=steps, seed=args.seed, rate=args.rate, view=args.view
+        epath.Path(args.workdir),
+        steps=args.steps,
+        seed=args.seed,
+        rate=args.rate,
+        view=args.view,
     )
 
 
