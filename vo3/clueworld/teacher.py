@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from flax import nnx
 from jaxtyping import Bool, Int
 
@@ -83,12 +82,13 @@ def parameters(checkpoint: str) -> Qwen2_5_VL:
     """The embedded model with the weights of a checkpoint, or of the newest of a training run.
 
     Raises:
-      CheckpointError, FileNotFoundError: neither is there.
+      CheckpointError: neither is there.
     """
-    from vo3.models import NAMES, load
+    from vo3.models import load
+    from vo3.train import workdir
     from vo3.train.sft import latest_params
 
-    if checkpoint in NAMES or (epath.Path(checkpoint) / "config.json").exists():
+    if not workdir.steps(checkpoint):
         return load(checkpoint)
     model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(0))
     nnx.update(model, latest_params(model, checkpoint))
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for checkpoint in args.checkpoints:
         try:
             model = parameters(checkpoint)
-        except (CheckpointError, FileNotFoundError) as error:
+        except CheckpointError as error:
             raise SystemExit(f"teacher: {checkpoint}: {error}") from error
         columns.append([predicted(model, one, worlds=args.worlds) for one in STREAMS.values()])
     print("| | " + " | ".join(args.checkpoints) + " |")

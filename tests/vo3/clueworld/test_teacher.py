@@ -9,6 +9,8 @@ from vo3.clueworld import teacher
 from vo3.clueworld.config import model_config
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
+from vo3.train import config as config_lib
+from vo3.train.sft import train
 
 
 def told(text: str) -> dict[str, list[str]]:
@@ -54,6 +56,12 @@ def test_the_command(capsys, tmp_path):
     named = [row.split("|")[1].split(",")[0].strip() for row in rows]
     assert named[:3] == ["transcripts: digits", "transcripts: cards", "transcripts: times"]
     assert named[3:] == [f"trajectories: {part}" for part in teacher.PARTS]
+    config = config_lib.override(
+        config_lib.load("configs/clueworld.py:letters"), steps=1, warmup=0, init_vision=""
+    )
+    train(config, tmp_path / "run")
+    teacher.main([str(tmp_path / "run"), "--worlds=1"])  # a run that is half way
+    assert capsys.readouterr().out.startswith(f"| | {tmp_path / 'run'} |")
     with pytest.raises(SystemExit, match="--worlds is 0"):
         teacher.main(["clueworld-sft", "--worlds=0"])
     with pytest.raises(SystemExit, match=r"teacher: .*nothing"):
