@@ -88,7 +88,7 @@ _STAGES = {
     "far": (300, "cosine", "last", {"seed": 9, **_LETTERED, **_FAR}),
     # From the mean of the three before: all that they teach, in larger steps. Then from the mean of where it started and ended, with more letters.
     "settle": (300, "cosine", "mean", {"seed": 10, **_LETTERED, **_FAR, "worlds": 12}),
-    "again": (300, "cosine", "settled", {"seed": 11, **_LETTERED, **_FAR, **_AGAIN}),
+    "again": (500, "cosine", "settled", {"seed": 11, **_LETTERED, **_FAR, **_AGAIN}),
 }
 # Learning rates of the matrices, under Muon, and of everything else.
 _RATES = {"far": (0.012, 2e-3), "settle": (0.01, 1.5e-3), "again": (0.01, 1.5e-3)}
