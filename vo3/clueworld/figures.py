@@ -98,7 +98,17 @@ def _answers(rows: Sequence[Trajectory]) -> dict[str, Measure]:
         found[f"right, {name}"] = _each([t for t in rows if kind(t) == name], is_right)
     needed = any(t.task.target.clues for t in rows)
     name = "made as many calls as clues" if needed else "made no call"
-    return {**found, name: _each(rows, lambda t: len(t.calls) == len(t.task.target.clues))}
+    found[name] = _each(rows, lambda t: len(t.calls) == len(t.task.target.clues))
+    if needed:
+        slips = [t for t in rows if t.task.options and not is_right(t)]
+        found["wrong, with options: but for the letter"] = _each(slips, _says_the_truth)
+    return found
+
+
+def _says_the_truth(trajectory: Trajectory) -> bool:
+    """Whether the last think ends with the true option's text, whatever letter it gives it."""
+    truth = dict(trajectory.task.options)[trajectory.task.target.answer]
+    return f" {truth}, " in trajectory.turns[-1].text.partition("</think>")[0]
 
 
 def _grounding(rows: Sequence[Trajectory]) -> dict[str, Measure]:

@@ -28,6 +28,8 @@ from vo3.clueworld.resample import interval, world_of
 from vo3.clueworld.scales import COARSE_ONLY, RESOLUTIONS
 
 Run = dict[str, Measure]  # by name of the figure
+# Figures of what a run did, calls or wrong answers: another run has done something else, and no difference of theirs is one of the questions.
+DONE = ("calls:", "wrong,")
 
 
 def run_of(folder: epath.PathLike) -> Run:
@@ -114,7 +116,7 @@ def table(columns: dict[str, list[Run]], *, only: str = "") -> str:
     of = lambda column, name: [run[name] for run in columns[column] if name in run]
     rows = [[n, *(cell(some) if (some := of(c, n)) else "-" for c in columns)] for n in names]
     lines = _markdown(["", *columns], rows)
-    shared = [n for n in names if all(of(c, n) for c in columns) and "calls:" not in n]
+    shared = [n for n in names if all(of(c, n) for c in columns) and not any(d in n for d in DONE)]
     if rest and shared:
         rows = [[n, *(over(of(head, n), of(c, n)) for c in rest)] for n in shared]
         lines += ["", *_markdown(["", *(f"{head} over {c}" for c in rest)], rows)]

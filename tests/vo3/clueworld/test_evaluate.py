@@ -70,6 +70,26 @@ def test_figures_by_hand():
     assert figures["with tool, video of 10 to 30 minutes: right"] == Share(2, 4)
 
 
+def test_a_slip_is_a_wrong_letter_for_what_was_said_rightly():
+    task = next(t for t in questions(make_world(3), "w.mp4", options=1.0) if t.target.clues)
+    right, truth = task.target.answer, task.options[task.target.answer]
+    given, other = next((k, v) for k, v in task.options.items() if k != right)
+
+    def said(text, letter, name):
+        turn = Turn("answer", f"<think>{text}</think>\n<answer>{letter}</answer>", answer=letter)
+        begun = answered(dataclasses.replace(task, id=name), None)
+        return dataclasses.replace(begun, turns=(*begun.turns, turn), answer=letter)
+
+    rows = [
+        said(f"the red card shows {truth}, {right}.", right, "3-a"),
+        said(f"the red card shows {truth}, {given}.", given, "3-b"),
+        said(f"the red card shows {other}, {given}.", given, "3-c"),
+        answered(dataclasses.replace(task, id="3-d"), None),
+    ]
+    name = f"{task.target.data_source}: wrong, with options: but for the letter"
+    assert measures(rows)[name].values == {"3-b": True, "3-c": False, "3-d": False}
+
+
 def test_rows_by_kind_are_of_what_was_asked():
     worlds = (make_world(seed) for seed in range(evaluate.FIRST_SEED, evaluate.FIRST_SEED + 20))
     asked = [t for world in worlds for t in questions(world, "w.mp4")]

@@ -51,6 +51,13 @@ def test_differences_are_of_what_both_have_and_in_points():
     assert tables.over(odd, odd[:1]).startswith("+0.0 [-")
 
 
+def test_of_what_a_run_did_there_is_no_difference():
+    one, other = ({n: Measure({"1-x": v}) for n in ("a: right", "a: wrong, so")} for v in (0, 1))
+    rows, differences = tables.table({"first": [one], "other": [other]}).split("\n\n")
+    assert "a: wrong, so" in rows and "a: wrong, so" not in differences
+    assert "a: right" in differences
+
+
 def test_columns_that_cannot_be_paired_and_patterns_without_a_figure_are_refused():
     one = run(right=[1, 0])
     with pytest.raises(ValueError, match=r"b has 2 runs and a 3; give one, or as many"):
