@@ -39,7 +39,7 @@ from vo3.clueworld.figures import Share, is_right
 from vo3.clueworld.gains import iou
 from vo3.clueworld.pretrain import train_vision
 from vo3.clueworld.resample import interval, world_of
-from vo3.clueworld.scales import AGENT, FROZEN, get_scale
+from vo3.clueworld.scales import AGENT, frozen, get_scale
 from vo3.clueworld.tokenizer import build_tokenizer
 from vo3.models.qwen2_5_vl import Qwen2_5_VL
 from vo3.train import config as config_lib
@@ -106,8 +106,8 @@ class Stages:
     def run(self, cell: ml_collections.ConfigDict, seed: int) -> tuple[epath.Path, float]:
         """(workdir of the last stage, seconds of all stages)."""
         where = (cell.scale, cell.view, seed)
-        # A tower that is kept is another start than one of before, which trained along.
-        folder = self.workdir / f"vision-{key_of(where, cell.vision, *FROZEN)}"
+        # A baseline with its tower kept is another than one of before, whose tower trained along.
+        folder = self.workdir / f"vision-{key_of(where, cell.vision, *frozen(cell.view))}"
         seconds = self._timed(folder, functools.partial(self._vision, folder, cell, seed))
         before = folder
         for stage in STAGES:
@@ -172,7 +172,7 @@ class Stages:
         first = stage == STAGES[0]
         short = ml_collections.ConfigDict(cell[stage].to_dict())
         short.seed = seed
-        short.frozen = FROZEN
+        short.frozen = frozen(cell.view)
         short.save_every = short.steps
         short.init_vision = str(before / "vision.npz") if first else ""
         short.init_from = "" if first else str(before)

@@ -27,7 +27,7 @@ python -m vo3.train.sft --config=configs/clueworld.py:whole.agent.1 --workdir=ou
 
 import ml_collections
 
-from vo3.clueworld.scales import FROZEN
+from vo3.clueworld.scales import frozen
 
 # A question with clips and one without.
 _TWO = (
@@ -88,7 +88,7 @@ _STAGES = {
     "far": (300, "cosine", "last", {"seed": 9, **_LETTERED, **_FAR}),
     # From the mean of the three before: all that they teach, in larger steps. Then from the mean of where it started and ended, with more letters.
     "settle": (300, "cosine", "mean", {"seed": 10, **_LETTERED, **_FAR, "worlds": 12}),
-    "again": (500, "cosine", "settled", {"seed": 11, **_LETTERED, **_FAR, **_AGAIN}),
+    "again": (300, "cosine", "settled", {"seed": 11, **_LETTERED, **_FAR, **_AGAIN}),
 }
 # Learning rates of the matrices, under Muon, and of everything else.
 _RATES = {"far": (0.012, 2e-3), "settle": (0.01, 1.5e-3), "again": (0.01, 1.5e-3)}
@@ -124,7 +124,7 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.clip = 1.0
     config.warmup = 50
     config.workers = 1
-    config.frozen = FROZEN
+    config.frozen = frozen(view)
     config.log_every = 25
     config.save_every = 200
     first = before == "vision"

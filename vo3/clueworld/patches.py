@@ -17,8 +17,8 @@ BLANK, NONE = 10, len(COLORS)
 GROUPS = 111  # two digits: 0-99; one digit: 100-109; nothing: 110
 
 # Where digits do not lie alike in their tokens (up to nine ways in frames of 112 x 56) a tower that begins with small ones reads none within 750 steps. So that
-# no baseline owes its result to the places of cards, such a tower has larger digits at first: (share of the steps, pixels of a dot).
-STEPS = 1200
+# no baseline owes its result to the places of cards, such a tower is trained thrice as long, with larger digits at first: (share of the steps, pixels of a dot).
+STEPS, LONGER = 400, 1200
 _DOTS = ((0.3, 5), (0.45, 4), (0.6, 3))
 
 

@@ -25,9 +25,6 @@ RESOLUTIONS: dict[str, tuple[int, int]] = {
 # As many coarse frames as the tokens of an agent with one clip hold: what the overview's resolution tells.
 COARSE_ONLY = "coarse-only"
 VIEWS = (AGENT, *RESOLUTIONS, COARSE_ONLY)
-# Patterns of the parameters that fine-tuning leaves as stage 0 made them (`config.frozen`). Muon's steps are as long where little is learned: before the decoder asks for digits, 200 steps of
-# transcripts take them out of the tower (off fine frames a linear head reads 97 % before, 12 % after), and what is left teaches the decoder none.
-FROZEN = (r"^vision\.",)
 CLIPS = 2  # a baseline sees the tokens of an agent that looks at both cards of a question on two
 
 
@@ -71,6 +68,15 @@ class Scale:
             return True
         height, _ = RESOLUTIONS["coarse" if name == COARSE_ONLY else name]
         return self.world.pitch % (HEIGHT * 28 // height) == 0
+
+
+def frozen(view: str) -> tuple[str, ...]:
+    """Patterns of the parameters that fine-tuning leaves as they are (`config.frozen`): a baseline's vision tower.
+
+    Muon's steps are as long where little is learned: before the decoder asks for the digits of uniform frames, 200 steps of transcripts take them out of the tower (a linear head reads 97 % before,
+    12 % after), and what is left teaches the decoder none. An agent's tower trains along: it learns to read its clips.
+    """
+    return () if view == AGENT else (r"^vision\.",)
 
 
 def uniform(policy: CropPolicy, height: int, width: int, *, tokens: int) -> CropPolicy:
