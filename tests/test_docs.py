@@ -34,6 +34,7 @@ RUN_BY = {
     "vo3.clueworld.evaluate": "tests/vo3/clueworld/test_evaluate.py::test_evaluation_end_to_end_and_again",
     "vo3.clueworld.gains": "tests/vo3/clueworld/test_gains.py::test_the_command",
     "vo3.clueworld.recipe": "tests/vo3/clueworld/test_baselines.py::test_the_recipe_of_a_baseline",
+    "vo3.clueworld.teacher": "tests/vo3/clueworld/test_teacher.py::test_the_command",
     "vo3.clueworld.tables": "tests/vo3/clueworld/test_tables.py::test_the_command",
     "vo3.evals.compile_check": "tests/vo3/evals/test_ask_compile_check.py::test_the_7b_in_int8_fits_sixteen_gigabytes",
     "vo3.evals.runner": f"{_RUNNER}::test_the_module",
