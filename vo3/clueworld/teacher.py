@@ -82,15 +82,21 @@ def parameters(checkpoint: str) -> Qwen2_5_VL:
     """The embedded model with the weights of a checkpoint, or of the newest of a training run.
 
     Raises:
-      CheckpointError: neither is there.
+      CheckpointError: neither is there, or its words are not ClueWorld's.
     """
-    from vo3.models import load
+    from vo3.models import CheckpointError, load
     from vo3.train import workdir
     from vo3.train.sft import latest_params
 
+    config = model_config()
     if not workdir.steps(checkpoint):
-        return load(checkpoint)
-    model = Qwen2_5_VL(model_config(), rngs=nnx.Rngs(0))
+        model = load(checkpoint)
+        if (words := model.config.text.vocab_size) != config.text.vocab_size:
+            raise CheckpointError(
+                f"its vocabulary has {words} pieces, ClueWorld's {config.text.vocab_size}; give it a checkpoint that was trained on ClueWorld"
+            )
+        return model
+    model = Qwen2_5_VL(config, rngs=nnx.Rngs(0))
     nnx.update(model, latest_params(model, checkpoint))
     return model
 

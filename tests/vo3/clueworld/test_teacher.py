@@ -49,6 +49,11 @@ def test_a_trained_model_predicts_digits_off_clips_and_one_that_is_not_does_not(
     assert all(right < total / 2 for right, total in blank.values())
 
 
+def test_words_of_another_vocabulary_are_not_counted(tiny_hf_checkpoint):
+    with pytest.raises(SystemExit, match=r"teacher: .*its vocabulary has \d+ pieces, ClueWorld's"):
+        teacher.main([str(tiny_hf_checkpoint), "--worlds=1"])
+
+
 def test_the_command(capsys, tmp_path):
     teacher.main(["clueworld-sft", "--worlds=1"])
     head, _, *rows = capsys.readouterr().out.splitlines()
