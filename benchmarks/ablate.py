@@ -106,9 +106,8 @@ class Stages:
     def run(self, cell: ml_collections.ConfigDict, seed: int) -> tuple[epath.Path, float]:
         """(workdir of the last stage, seconds of all stages)."""
         where = (cell.scale, cell.view, seed)
-        # What is kept in a stage makes another model than one of before, whose tower trained along.
-        kept = [frozen(cell.view, stage) for stage in STAGES]
-        folder = self.workdir / f"vision-{key_of(where, cell.vision, kept)}"
+        # A baseline with its tower kept is another than one of before, whose tower trained along.
+        folder = self.workdir / f"vision-{key_of(where, cell.vision, *frozen(cell.view))}"
         seconds = self._timed(folder, functools.partial(self._vision, folder, cell, seed))
         before = folder
         for stage in STAGES:
@@ -173,7 +172,7 @@ class Stages:
         first = stage == STAGES[0]
         short = ml_collections.ConfigDict(cell[stage].to_dict())
         short.seed = seed
-        short.frozen = frozen(cell.view, stage)
+        short.frozen = frozen(cell.view)
         short.save_every = short.steps
         short.init_vision = str(before / "vision.npz") if first else ""
         short.init_from = "" if first else str(before)

@@ -124,7 +124,7 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.clip = 1.0
     config.warmup = 50
     config.workers = 1
-    config.frozen = frozen(view, stage)
+    config.frozen = frozen(view)
     config.log_every = 25
     config.save_every = 200
     first = before == "vision"

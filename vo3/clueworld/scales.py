@@ -70,17 +70,13 @@ class Scale:
         return self.world.pitch % (HEIGHT * 28 // height) == 0
 
 
-# The stages of fine-tuning that ask words alone, or digits of few clips.
-_KEPT = ("letters", "text", "read")
+def frozen(view: str) -> tuple[str, ...]:
+    """Patterns of the parameters that fine-tuning leaves as they are (`config.frozen`): a baseline's vision tower.
 
-
-def frozen(view: str, stage: str) -> tuple[str, ...]:
-    """Patterns of the parameters that a stage of fine-tuning leaves as they are (`config.frozen`): the vision tower, of a baseline always, of the agent as long as little is learned from it.
-
-    Muon's steps are as long where little is learned: before the decoder asks for digits, 200 steps of transcripts take them out of a tower (a linear head reads 97 % of a baseline's before,
-    12 % after), and what is left teaches the decoder none. Once it reads them the agent's tower trains along: kept to the end, it costs the clock (docs/clueworld.md).
+    Muon's steps are as long where little is learned: before the decoder asks for the digits of uniform frames, 200 steps of transcripts take them out of the tower (a linear head reads 97 % before,
+    12 % after), and what is left teaches the decoder none. An agent's tower trains along: it learns to read its clips.
     """
-    return (r"^vision\.",) if view != AGENT or stage in _KEPT else ()
+    return () if view == AGENT else (r"^vision\.",)
 
 
 def uniform(policy: CropPolicy, height: int, width: int, *, tokens: int) -> CropPolicy:
