@@ -106,8 +106,9 @@ class Stages:
     def run(self, cell: ml_collections.ConfigDict, seed: int) -> tuple[epath.Path, float]:
         """(workdir of the last stage, seconds of all stages)."""
         where = (cell.scale, cell.view, seed)
-        # A baseline with its tower kept is another than one of before, whose tower trained along.
-        folder = self.workdir / f"vision-{key_of(where, cell.vision, *frozen(cell.view))}"
+        # A baseline with its tower kept is another than one of before, whose tower trained along; so is an agent whose tower is asked for its digit at every token.
+        marks = frozen(cell.view) or ("digit",)
+        folder = self.workdir / f"vision-{key_of(where, cell.vision, *marks)}"
         seconds = self._timed(folder, functools.partial(self._vision, folder, cell, seed))
         before = folder
         for stage in STAGES:

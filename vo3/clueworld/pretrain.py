@@ -2,9 +2,9 @@
 
     python -m vo3.clueworld.pretrain --workdir=DIR
 
-The heads read the clock and the card's colour from each token of an overview frame, and colour and digit from clip tokens. A further head, behind a stopped gradient, tries the digit
-from overview tokens: it shows how much of the fine evidence a coarse view gives away. A baseline (`--view`) has one kind of frame, whose tokens learn all of it: the digit where it stands, and
-as clock and colour in every token of the frame too.
+The heads read the clock and the card's colour from each token of an overview frame; from the tokens of a clip's frame colour and digit where they stand, and the digit at every one of them.
+A further head, behind a stopped gradient, tries the digit from overview tokens: it shows how much of the fine evidence a coarse view gives away. A baseline (`--view`) has one kind of frame, whose
+tokens learn all of it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _SPARSE = ("fine_color", "fine_digit", "digit")
 
 
 class Probe(nnx.Module):
-    """The tower and its linear probes, of a `view`; only the tower is kept."""
+    """The tower and its linear probes; only the tower is kept."""
 
-    def __init__(self, *, rngs: nnx.Rngs, scale: str = "clueworld", view: str = AGENT):
+    def __init__(self, *, rngs: nnx.Rngs, scale: str = "clueworld"):
         config = get_scale(scale).model()
         self.tower = VisionTower(
             config.vision,
@@ -53,9 +53,7 @@ class Probe(nnx.Module):
         )
         head = functools.partial(nnx.Linear, config.vision.out_hidden_size, rngs=rngs)
         self.clock, self.color, self.leak = head(4 * GROUPS), head(2 * 9), head(2 * 11)
-        self.fine_color, self.fine_digit = head(2 * 9), head(2 * 11)
-        if view != AGENT:
-            self.digit = head(2 * 11)
+        self.fine_color, self.fine_digit, self.digit = head(2 * 9), head(2 * 11), head(2 * 11)
 
 
 def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -74,6 +72,8 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
     # All tokens of an overview frame learn to hold its clock and its card, so that the decoder finds the one by the other in one step of attention.
     clock = jnp.broadcast_to(batch.clock[:, None], (n, m, 4))
     color = jnp.broadcast_to(batch.color[:, None], (n, m, 2))
+    # Asked at its own token alone the decoder finds no digit in `read`; asked at every token alone the tower of smaller frames hardly learns it.
+    digit = jnp.broadcast_to(batch.fine_digit.min(1)[:, None], (k, p, 2))
     # The second token of an overview frame is the half where cards stand; of larger frames it is another place.
     leak = {
         "leak": (
@@ -96,11 +96,8 @@ def losses(probe: Probe, batch: VisionBatch) -> tuple[jax.Array, dict[str, jax.A
             batch.fine_digit,
             batch.fine_digit != BLANK,
         ),
+        "digit": (probe.digit(fine).reshape(k, p, 2, 11), digit, digit != BLANK),
     }
-    if batch.fine is None:
-        # Asked at its own token alone the decoder of fine frames finds no digit in `read`; asked at every token alone the tower of smaller frames hardly learns it.
-        digit = jnp.broadcast_to(batch.coarse_digit[:, None], (n, m, 2))
-        scores["digit"] = (probe.digit(coarse).reshape(n, m, 2, 11), digit, digit != BLANK)
     total, accuracy = jnp.float32(0), {}
     for name, (logits, labels, there) in scores.items():
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -147,7 +144,7 @@ def train_vision(
 ) -> epath.Path:
     """Trains; returns the path of `vision.npz`, which appears when it is complete."""
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = Probe(rngs=nnx.Rngs(seed), scale=scale, view=view)
+    probe = Probe(rngs=nnx.Rngs(seed), scale=scale)
     graph, params = nnx.split(probe, nnx.Param)
     at = functools.partial(schedule, "cosine", steps=steps, warmup=min(50, steps // 4))
     optimizer = make_optimizer("muon", at(rate), adam_rate=at(3e-3))
