@@ -1,4 +1,4 @@
-"""The page's tables say what `docs/results` holds: that of baselines cell by cell, the others as their commands print them."""
+"""The tables of two pages say what `docs/results` holds: that of baselines cell by cell, the others as their commands print them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vo3.clueworld import kept, tables
 DOCS = pathlib.Path(__file__).parents[3] / "docs"
 KEPT = sorted((DOCS / "results").glob("*.json.gz"))
 PAGE = (DOCS / "clueworld.md").read_text()
+RL = (DOCS / "rl.md").read_text()
 # Columns of the table of baselines that are of the agent, by the file's name.
 AGENTS = {"agent": "agent", "before-rl": "agent before RL"}
 COMMAND = "    python -m vo3.clueworld.tables "
@@ -45,7 +46,7 @@ def column(name: str) -> dict[str, str]:
 
 def shown() -> dict[str, list[str]]:
     """The tables right below each command on kept files, by the command's arguments."""
-    parts = (part.split("\n", 1) for part in PAGE.split(COMMAND)[1:])
+    parts = (part.split("\n", 1) for page in (PAGE, RL) for part in page.split(COMMAND)[1:])
     below = {arguments: rest.strip().split("\n\n") for arguments, rest in parts}
     return {
         arguments: list(itertools.takewhile(lambda block: block.startswith("|"), blocks))
@@ -57,7 +58,7 @@ def shown() -> dict[str, list[str]]:
 def test_there_are_some():
     assert {"coarse", "coarse-only"} <= {file.name.removesuffix(".json.gz") for file in KEPT}
     assert all(column(name) for name in ("coarse", "coarse-only", *AGENTS))
-    assert sum(bool(blocks) for blocks in shown().values()) >= 2
+    assert sum(bool(blocks) for blocks in shown().values()) >= 3
 
 
 @pytest.mark.parametrize("file", KEPT, ids=lambda file: file.name)
