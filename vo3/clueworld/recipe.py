@@ -43,9 +43,7 @@ MEANS = {
 # The stages that start from one, not from the stage before.
 _FROM_MEAN = {"settle": "mean", "again": "settled"}
 # glibc returns a step's arrays to the system and takes them anew, page by page: kept, a step of `whole` takes 1.2 s instead of 1.5 on two cores.
-# In huge pages (glibc 2.35 and later; Linux with `madvise` or `always`) a step of `finish` takes 15 % less than that.
 _KEEP_MEMORY = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_ARENA_MAX": "1",
