@@ -9,10 +9,12 @@ import socket
 import sys
 from typing import Any
 
+from vo3.arguments import UsageError
+
 _EXTRA = "vo3 serve needs more packages: pip install -e '.[serve]' in the checkout of vo3"
 
 
-class ServeError(ValueError):
+class ServeError(UsageError):
     """The server cannot be started as asked; the message says what to do."""
 
 

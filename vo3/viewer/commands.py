@@ -8,9 +8,7 @@ from typing import Any
 
 from etils import epath
 
-
-class ViewError(ValueError):
-    """An argument of `vo3 view` that cannot be used; the message names it and the remedy."""
+from vo3.arguments import UsageError, positive
 
 
 def add(commands: Any) -> None:
@@ -30,7 +28,7 @@ def add(commands: Any) -> None:
         "--videos", metavar="ROOT", help="folder that the videos' relative paths start from"
     )
     view.add_argument(
-        "--limit", type=_count, default=200, metavar="N",
+        "--limit", type=positive(int), default=200, metavar="N",
         help="pages with frames at most (default: %(default)s); the list has every trajectory",
     )  # fmt: skip
     view.add_argument("--no-frames", action="store_true", help="do not read the videos")
@@ -42,12 +40,6 @@ def add(commands: Any) -> None:
     view.add_argument("--port", type=_port, default=8018, help="(default: %(default)s)")
 
 
-def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 def _port(text: str) -> int:
     if not 1 <= (value := int(text)) <= 65_535:
         raise argparse.ArgumentTypeError(f"{text} is no port, which are 1 to 65535")
@@ -57,13 +49,15 @@ def _port(text: str) -> int:
 def _view(args: argparse.Namespace) -> int:
     source = epath.Path(args.trajectories)
     if source.is_dir():
-        raise ViewError(
+        raise UsageError(
             f"{args.trajectories} is a directory; give a file with one trajectory a line"
         )
     if not source.exists():
-        raise ViewError(f"{args.trajectories} does not exist; `vo3 ask ... --json PATH` writes one")
+        raise UsageError(
+            f"{args.trajectories} does not exist; `vo3 ask ... --json PATH` writes one"
+        )
     if args.beside is not None and not epath.Path(args.beside).is_file():
-        raise ViewError(f"--beside {args.beside} is no file; give trajectories, one a line")
+        raise UsageError(f"--beside {args.beside} is no file; give trajectories, one a line")
     return _serve(args) if args.serve else _write(args, source)
 
 
@@ -72,7 +66,7 @@ def _write(args: argparse.Namespace, source: epath.Path) -> int:
 
     out = epath.Path(args.out) if args.out else source.with_suffix("")
     if out.exists() and not out.is_dir():
-        raise ViewError(f"{out} is a file; choose another folder with --out")
+        raise UsageError(f"{out} is a file; choose another folder with --out")
     result = gallery.write(
         source,
         out,
@@ -84,7 +78,7 @@ def _write(args: argparse.Namespace, source: epath.Path) -> int:
     for line in result.problems:
         print(f"vo3: {line}", file=sys.stderr)
     if result.shown == 0:
-        raise ViewError(f"{args.trajectories} holds no trajectory that can be shown")
+        raise UsageError(f"{args.trajectories} holds no trajectory that can be shown")
     print(f"wrote {result.pages} pages and {out / 'index.html'}")
     if args.open:
         _browse((out / "index.html").resolve().as_uri())
@@ -105,7 +99,7 @@ def _serve(args: argparse.Namespace) -> int:
         for line in server.problems:
             print(f"vo3: {line}", file=sys.stderr)
         if not server.shelf.summaries:
-            raise ViewError(f"{args.trajectories} holds no trajectory that can be shown")
+            raise UsageError(f"{args.trajectories} holds no trajectory that can be shown")
         print(f"{server.url}  (end with Ctrl-C)", flush=True)
         if args.open:
             _browse(server.url)
