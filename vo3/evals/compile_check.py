@@ -11,19 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-if __name__ == "__main__":
-    # Else libtpu complains at length that this machine is no TPU worker.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-
-# It sets what else compilation for a topology needs, before anything imports jax.
-from vo3.train import compile_check as base  # isort: skip
+# It sets what compilation for a topology needs, before anything imports jax.
+from vo3.train import ahead_of_time as aot  # isort: skip
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +79,13 @@ def model_config(checkpoint: str) -> Qwen2_5_VLConfig:
       ConfigError: neither.
     """
     name = epath.Path(checkpoint).name
-    if name in base.PUBLISHED and not epath.Path(checkpoint).exists():
-        return base.PUBLISHED[name]
+    if name in aot.PUBLISHED and not epath.Path(checkpoint).exists():
+        return aot.PUBLISHED[name]
     try:
         return hf_io.read_config(NAMES.get(checkpoint, checkpoint))
     except CheckpointError as error:
         raise ConfigError(
-            f"checkpoint: {error}; without a checkpoint one of {', '.join(base.PUBLISHED)} can be compiled"
+            f"checkpoint: {error}; without a checkpoint one of {', '.join(aot.PUBLISHED)} can be compiled"
         ) from error
 
 
@@ -110,7 +103,7 @@ def check(config: ml_collections.ConfigDict, topology: str) -> AskReport:
     """
     config_lib.validate(config)
     slice_ = chips.topology(topology)
-    devices = base.devices_of(slice_)
+    devices = aot.devices_of(slice_)
     spread = config_lib.sharded(config)
     if slice_.chips > 1 and not spread:
         raise ConfigError(
@@ -168,7 +161,7 @@ def _abstract(
         for path, x in shapes.items()
     }
     model = nnx.merge(graph, hf_io.unflatten(shapes, laid))
-    return model, {path: base.device_bytes(x) for path, x in laid.items()}
+    return model, {path: aot.device_bytes(x) for path, x in laid.items()}
 
 
 # A program with its name, and the bytes of caches and features that lie beside it.
@@ -260,7 +253,7 @@ def main(_: list[str]) -> None:
     config = flags.FLAGS.config
     try:
         report = check(config, flags.FLAGS.topology)
-    except base.DoesNotFit as error:
+    except aot.DoesNotFit as error:
         print(f"{error}\n\ndoes not fit")
         sys.exit(1)
     except ValueError as error:
@@ -271,5 +264,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    aot.pretend_worker()
     define_flags()
     app.run(main, flags_parser=parse_flags)

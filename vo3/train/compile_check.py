@@ -10,40 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import pathlib
-import re
 import sys
-import tempfile
 import time
-from typing import Any
 
-# Before anything imports jax: no chip of this machine is wanted, and libtpu must not look for one.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-if __name__ == "__main__":
-    # Else libtpu complains at length that this machine is no TPU worker.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
+# It sets what compilation for a topology needs, before anything imports jax.
+from vo3.train import ahead_of_time as aot  # isort: skip
 
 import jax
 import ml_collections
 import numpy as np
 from absl import app, flags
 from etils import epath
-from jax.experimental import topologies
 from ml_collections import config_flags
 
 from pallas_kernels import tuning
 from pallas_kernels.visibility import Visibility
 from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig, VisionInputs
-from vo3.models.qwen2_5_vl.config import TextConfig, VisionConfig
 from vo3.train import chips, flops, hlo, sharding
 from vo3.train import config as config_lib
 from vo3.train.batch import RowBatch
-from vo3.train.chips import GIB, Chip, Topology
+from vo3.train.compile_report import TOKENS_PER_TRAJECTORY, Report, Shapes, render
 from vo3.train.config import ConfigError
 from vo3.train.features import spec_of
 from vo3.train.state import Trainable, architecture, trainable
@@ -51,107 +37,6 @@ from vo3.train.step import Programs
 
 # Rows of Seeker-173K, where no plan says how many steps an epoch has; only the learning-rate schedule depends on it.
 SEEKER_ROWS = 173_000
-# Assumed for the time of a whole step: tokens of an average trajectory (an overview of up to 16,384 and a clip or two), and the
-# share of the matrix units' peak that large bf16 products reach.
-TOKENS_PER_TRAJECTORY = 18_000
-EFFICIENCY = 0.6
-
-# Published architectures by directory name, so that a step can be compiled before a checkpoint is there.
-PUBLISHED: dict[str, Qwen2_5_VLConfig] = {
-    "Qwen2.5-VL-7B-Instruct": Qwen2_5_VLConfig(
-        text=TextConfig(152_064, 3584, 18_944, 28, 28, 4),
-        vision=VisionConfig(32, 1280, 3420, 16, 3584),
-    ),
-    "Qwen2.5-VL-3B-Instruct": Qwen2_5_VLConfig(
-        text=TextConfig(151_936, 2048, 11_008, 36, 16, 2),
-        vision=VisionConfig(32, 1280, 3420, 16, 2048),
-        tie_word_embeddings=True,
-    ),
-}
-
-
-class DoesNotFit(RuntimeError):
-    """The compiler found no place for the step in the chip's memory; the message is its own."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """Of a micro-batch: rows over all devices, tokens and vision patches of a row."""
-
-    rows: int
-    length: int
-    patches: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What one device of the slice holds, does and sends in a micro-batch; bytes unless named otherwise.
-
-    Attributes:
-      topology, slices, mesh: where.
-      shapes: of the micro-batch.
-      params, optimizer, batch: arguments of the step: trained and frozen parameters, optimiser state, the micro-batch.
-      gradients: of accumulation, where the step has several micro-batches.
-      activations: the compiler's temporaries: activations, gradients, gathered weights, buffers of collectives.
-      total: the program's peak.
-      flops: of matrix products and attention, recomputation included.
-      model_flops: 6 per weight and token, all devices.
-      collectives: by kind, empty where the compiler left no text.
-      square: buffers of L x L or L x V.
-      unknown_loops: loops whose trips were not found; what they send counts once.
-      micro_batches, trajectories: of an average step.
-      compile_seconds: of this compilation.
-    """
-
-    topology: Topology
-    slices: int
-    mesh: dict[str, int]
-    shapes: Shapes
-    params: float
-    optimizer: float
-    batch: float
-    gradients: float
-    activations: float
-    total: float
-    flops: float
-    model_flops: float
-    collectives: tuple[hlo.Collective, ...]
-    largest: tuple[tuple[float, str, str], ...]
-    square: tuple[str, ...]
-    unknown_loops: tuple[str, ...]
-    micro_batches: int
-    trajectories: int
-    compile_seconds: float
-
-    @property
-    def chip(self) -> Chip:
-        """The slice's chip."""
-        return self.topology.chip
-
-    @property
-    def devices(self) -> int:
-        """Chips of all slices."""
-        return self.topology.chips * self.slices
-
-    @property
-    def fits(self) -> bool:
-        """Whether the peak is within the memory a program may use."""
-        return self.total <= self.chip.hbm_bytes
-
-    def sent(self, *, between_slices: bool) -> float:
-        """Bytes a device sends in a micro-batch, over ICI or between slices."""
-        return sum(c.bytes for c in self.collectives if c.between_slices == between_slices)
-
-    def seconds(self) -> dict[str, float]:
-        """Predicted parts of a micro-batch's time."""
-        return {
-            "compute": self.flops / (self.chip.flops * EFFICIENCY),
-            "ici": self.sent(between_slices=False) / self.chip.ici_bandwidth,
-            "dcn": self.sent(between_slices=True) / self.chip.dcn_bandwidth,
-        }
-
-
-# ---------------------------------------------------------------- what is compiled
 
 
 def model_config(config: ml_collections.ConfigDict) -> Qwen2_5_VLConfig:
@@ -161,13 +46,17 @@ def model_config(config: ml_collections.ConfigDict) -> Qwen2_5_VLConfig:
       ConfigError: neither.
     """
     name = epath.Path(config.model).name
-    if config.model != "clueworld" and not epath.Path(config.model).exists() and name in PUBLISHED:
-        return PUBLISHED[name].replace(remat=config.remat, scan_unroll=config.scan_unroll)
+    if (
+        config.model != "clueworld"
+        and not epath.Path(config.model).exists()
+        and name in aot.PUBLISHED
+    ):
+        return aot.PUBLISHED[name].replace(remat=config.remat, scan_unroll=config.scan_unroll)
     try:
         return architecture(config)
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"model={config.model!r}: {error}; without a checkpoint one of {', '.join(PUBLISHED)} can be compiled"
+            f"model={config.model!r}: {error}; without a checkpoint one of {', '.join(aot.PUBLISHED)} can be compiled"
         ) from error
 
 
@@ -215,13 +104,6 @@ def abstract_batch(run: Trainable, shapes: Shapes) -> RowBatch:
     return jax.tree.map(lambda x, s: of(x.shape, x.dtype, sharding=s), batch, where)
 
 
-def device_bytes(tree: Any) -> float:
-    """Bytes of one device's shards of a tree of shapes with shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-
-
 def check(
     config: ml_collections.ConfigDict,
     topology: str,
@@ -257,7 +139,7 @@ def check(
     )
     model = model_config(config)
     shapes = shapes_of(config, length=length, patches=patches)
-    devices = devices_of(slice_, num_slices)
+    devices = aot.devices_of(slice_, num_slices)
     mesh = sharding.make_mesh(config, devices)
     sharding.process_groups(mesh)  # what a run asks of the mesh before its first step
     run = trainable(config, mesh, model=model)
@@ -280,7 +162,7 @@ def check(
         else:
             traced = programs.add.trace(partial, state, frozen, batch)
         lowered = traced.lower()
-    memory, text = compile_lowered(lowered, dump)
+    memory, text = aot.compile_lowered(lowered, dump)
     program = hlo.parse(text) if text else None
     count = len(devices)
     context = mesh.shape["context"]
@@ -290,10 +172,10 @@ def check(
         slices=num_slices,
         mesh=dict(mesh.shape),
         shapes=shapes,
-        params=device_bytes((state.params, frozen)),
-        optimizer=device_bytes(state.optimizer),
-        batch=device_bytes(batch),
-        gradients=device_bytes(partial) if partial is not None else 0.0,
+        params=aot.device_bytes((state.params, frozen)),
+        optimizer=aot.device_bytes(state.optimizer),
+        batch=aot.device_bytes(batch),
+        gradients=aot.device_bytes(partial) if partial is not None else 0.0,
         activations=float(memory.temp_size_in_bytes),
         total=float(
             memory.argument_size_in_bytes
@@ -334,105 +216,6 @@ def check(
     )
 
 
-def devices_of(slice_: Topology, num_slices: int = 1) -> list[Any]:
-    """The devices of a slice that need not be there."""
-    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
-    if slice_.chips == 1:  # else libtpu divides it by a host's four chips
-        options["chips_per_host_bounds"] = [1, 1, 1]
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=slice_.name, **options
-    ).devices
-
-
-def compile_lowered(lowered: Any, dump: str | None) -> tuple[Any, str]:
-    """Memory figures and the text of the optimised module.
-
-    The text is the compiler's own dump: `compiled.as_text()` reads the executable back, which XLA refuses for what newer libtpu
-    writes there.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(dump or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        before = set(folder.glob("*.after_optimizations.txt"))
-        try:
-            compiled = lowered.compile(compiler_options={"xla_dump_to": str(folder)})
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise DoesNotFit(_short(str(error))) from error
-            raise
-        dumps = sorted(set(folder.glob("*.after_optimizations.txt")) - before)
-        text = max(dumps, key=lambda p: p.stat().st_size).read_text() if dumps else ""
-        return compiled.memory_analysis(), text
-
-
-def _short(message: str) -> str:
-    """The lines of the compiler's complaint that say how much, and the largest allocations."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    kept = [x for x in lines if re.search(r"Used |Exceeded|Size:|Operator:|Shape:|exceeds", x)]
-    return "\n".join((kept or lines)[:16])
-
-
-# ---------------------------------------------------------------- what is printed
-
-
-def render(report: Report) -> str:
-    """The report as text."""
-    chip, shapes = report.chip, report.shapes
-    mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "1"
-    tokens = shapes.rows * shapes.length
-    lines = [
-        f"{report.topology.name} x {report.slices}: {report.devices} chips, mesh {mesh}; compiled in {report.compile_seconds:.0f} s",
-        f"micro-batch: {shapes.rows} rows of {shapes.length:,} tokens and {shapes.patches:,} patches",
-        "",
-        "per device                       GiB",
-    ]
-    parts = {
-        "parameters": report.params,
-        "optimiser state": report.optimizer,
-        "accumulated gradients": report.gradients,
-        "batch": report.batch,
-        "activations and temporaries": report.activations,
-        "total": report.total,
-        f"usable on {chip.name}": chip.hbm_bytes,
-    }
-    lines += [f"  {name:<28}{size / GIB:8.2f}" for name, size in parts.items()]
-    if report.unknown_loops:
-        lines += [f"loops counted once, their trips are unknown: {', '.join(report.unknown_loops)}"]
-    lines += ["", "largest buffers"]
-    lines += [
-        f"  {size / GIB:8.2f} GiB  {shape}  {opcode}" for size, shape, opcode in report.largest
-    ]
-    lines += [f"L x L or L x V buffers: {', '.join(report.square) or 'none'}", ""]
-    lines += [
-        f"FLOPs per device and micro-batch: {report.flops:.3e} (recomputation and vision included)"
-    ]
-    if report.collectives:
-        lines += ["sent per device and micro-batch"]
-        lines += [
-            f"  {c.kind:<20}{'between slices' if c.between_slices else 'ici':<16}{c.bytes / GIB:8.2f} GiB  {c.times:.0f} times"
-            for c in report.collectives
-        ]
-    else:
-        lines += ["sent per device: unknown, the compiler left no text"]
-    seconds = report.seconds()
-    most, total = max(seconds.values()), sum(seconds.values())
-    mfu = report.model_flops / report.devices / chip.flops
-    lines += [
-        "",
-        f"predicted time of a micro-batch: {most:.2f} s if communication hides behind compute, {total:.2f} s if none does",
-        f"  compute {seconds['compute']:.2f} s, ici {seconds['ici']:.2f} s, between slices {seconds['dcn']:.2f} s",
-        f"  {tokens / total:,.0f} to {tokens / most:,.0f} tokens/s, MFU {mfu / total:.0%} to {mfu / most:.0%} (6 FLOPs per decoder weight)",
-        f"predicted step: {report.micro_batches} micro-batches, {report.micro_batches * most:.0f} to {report.micro_batches * total:.0f} s",
-        "assumed: "
-        f"{chip.flops / 1e12:.0f} TFLOP/s bf16 of which {EFFICIENCY:.0%} are reached, {chip.ici_bandwidth / 1e9:.0f} GB/s over all ICI links, "
-        f"{chip.dcn_bandwidth / 1e9:.1f} GB/s per chip between slices;",
-        f"  {report.trajectories} trajectories of {TOKENS_PER_TRAJECTORY:,} tokens a step; one trajectory a row (the dearest attention); data never waited for.",
-        "",
-        "fits" if report.fits else "does not fit",
-    ]
-    return "\n".join(lines)
-
-
 def define_flags() -> None:
     """The command's flags. Defined by the program alone, so that modules of several commands can be imported together."""
     config_flags.DEFINE_config_file("config", None, "Training configuration.", lock_config=True)
@@ -469,7 +252,7 @@ def main(_: list[str]) -> None:
             patches=given.patches,
             dump=given.dump,
         )
-    except DoesNotFit as error:
+    except aot.DoesNotFit as error:
         print(f"{error}\n\ndoes not fit")
         sys.exit(1)
     except ValueError as error:
@@ -480,5 +263,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    aot.pretend_worker()
     define_flags()
     app.run(main, flags_parser=config_lib.parse_flags)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from vo3.train import compile_check as base
+from vo3.train import ahead_of_time as aot
 from vo3.train.chips import GIB, Chip
 
 
@@ -43,7 +43,7 @@ def compiled(name: str, lowered: jax.stages.Lowered, *, resident: float) -> Part
       DoesNotFit: the compiler gave up for lack of memory.
     """
     begin = time.monotonic()
-    memory, _ = base.compile_lowered(lowered, None)
+    memory, _ = aot.compile_lowered(lowered, None)
     given = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return Part(
         name,

@@ -9,17 +9,10 @@ the reference of `rl.kl`, and the caches of every lane; while the policy is upda
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 
-if __name__ == "__main__":
-    # Else libtpu complains at length that this machine is no TPU worker.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_WORKER_ID", "0")
-
-# It sets what else compilation for a topology needs, before anything imports jax.
-from vo3.train import compile_check as base  # isort: skip
+# It sets what compilation for a topology needs, before anything imports jax.
+from vo3.train import ahead_of_time as aot  # isort: skip
 
 import jax
 import ml_collections
@@ -32,6 +25,8 @@ from vo3.rollout.group_programs import GroupPrograms
 from vo3.train import chips, rl_config, sharding
 from vo3.train import config as config_lib
 from vo3.train.chips import GIB, Chip
+from vo3.train.compile_check import abstract_batch, model_config
+from vo3.train.compile_report import Shapes
 from vo3.train.group_rows import PolicyBatch, Shape
 from vo3.train.policy_loss import Scored
 from vo3.train.policy_step import PolicyPrograms
@@ -71,7 +66,7 @@ class RLReport:
 def abstract_rows(run: Trainable, shape: Shape) -> PolicyBatch:
     """A micro-batch of rows of this shape, as shapes with shardings."""
     count = config_lib.row_ways(run.config) * run.config.data.rows_per_device
-    rows = base.abstract_batch(run, base.Shapes(count, shape.tokens, shape.patches))
+    rows = abstract_batch(run, Shapes(count, shape.tokens, shape.patches))
     of = lambda dtype, *more: jax.ShapeDtypeStruct((count, *more), dtype)
     ints, floats = of(np.int32, shape.scored), of(np.float32, shape.scored)
     scored = Scored(ints, ints, ints, floats, floats, floats, of(np.float32))
@@ -94,10 +89,10 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
     changes |= {"data.rows": config.data.rows or "rows.jsonl"}
     config = config_lib.override(config, **changes)
     config = rl_config.resolve(config, devices=slice_.chips * num_slices, prompts=ROWS)
-    devices = base.devices_of(slice_, num_slices)
+    devices = aot.devices_of(slice_, num_slices)
     mesh = sharding.make_mesh(config, devices)
     sharding.refuse_shared_rows(mesh)  # what a run asks of the mesh before its first step
-    run = trainable(rl_config.for_optimizer(config), mesh, model=base.model_config(config))
+    run = trainable(rl_config.for_optimizer(config), mesh, model=model_config(config))
     state, frozen = run.state, run.part(frozen=True)
     programs = PolicyPrograms(
         run, rl_config.policy_loss(config), temperature=config.rl.rollout.temperature
@@ -118,7 +113,7 @@ def check(config: ml_collections.ConfigDict, topology: str, *, num_slices: int =
     lanes = config.rl.rollout.lanes
     groups = config.rl.rollout.slots // lanes * publish.sets
     sizes = rl_config.buckets(config).limit(config.rl.rollout.max_length)
-    beside = base.device_bytes((state, frozen, reference))
+    beside = aot.device_bytes((state, frozen, reference))
     with tuning.target(tuning.DEVICE_KINDS[devices[0].device_kind]):
         name = f"update, rows of {shape.tokens:,} tokens and {shape.patches:,} patches"
         batch = abstract_rows(run, shape)
@@ -171,7 +166,7 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     try:
         report = check(given.config, given.topology, num_slices=given.num_slices)
-    except base.DoesNotFit as error:
+    except aot.DoesNotFit as error:
         print(f"{error}\n\ndoes not fit")
         sys.exit(1)
     except ValueError as error:
@@ -182,5 +177,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    aot.pretend_worker()
     define_flags()
     app.run(main, flags_parser=config_lib.parse_flags)

@@ -18,10 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.gcs_fake import fake_gcs
 from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig
+from vo3.train import ahead_of_time as aot
 from vo3.train import chips, flops, hlo
 from vo3.train import compile_check as cc
 from vo3.train import config as c
 from vo3.train.chips import GIB, topology
+from vo3.train.compile_report import Report, Shapes, render
 from vo3.train.config import ConfigError
 
 needs_libtpu = pytest.mark.skipif(
@@ -100,7 +102,7 @@ def test_attention_by_hand():
 
 
 def test_six_flops_per_weight_of_the_published_decoder():
-    weights = flops.model_flops_per_token(cc.PUBLISHED["Qwen2.5-VL-7B-Instruct"]) / 6
+    weights = flops.model_flops_per_token(aot.PUBLISHED["Qwen2.5-VL-7B-Instruct"]) / 6
     # 7,615,616,512 parameters less the input embedding, the biases of q, k, v and the norms.
     assert weights == 7_615_616_512 - 152_064 * 3584 - 28 * (3584 + 2 * 512) - (2 * 28 + 1) * 3584
 
@@ -110,20 +112,20 @@ def test_six_flops_per_weight_of_the_published_decoder():
 
 def report(**changes):
     values = {
-        "topology": topology("v5p:2x2x1"), "slices": 2, "mesh": {"fsdp": 8}, "shapes": cc.Shapes(8, 1000, 4000),
+        "topology": topology("v5p:2x2x1"), "slices": 2, "mesh": {"fsdp": 8}, "shapes": Shapes(8, 1000, 4000),
         "params": 1.0 * GIB, "optimizer": 2.0 * GIB, "batch": 0.0, "gradients": 0.0, "activations": 3.0 * GIB,
         "total": 6.0 * GIB, "flops": 459e12 * 0.6, "model_flops": 8 * 459e12 * 0.5, "largest": (), "square": (),
         "collectives": (hlo.Collective("all-gather", False, 2, 300e9), hlo.Collective("all-reduce", True, 1, 3.125e9)),
         "unknown_loops": (), "micro_batches": 3, "trajectories": 16, "compile_seconds": 1.0, **changes,
     }  # fmt: skip
-    return cc.Report(**values)
+    return Report(**values)
 
 
 def test_predicted_times_by_hand():
     got = report()
     # 600 GB/s over ICI, 3.125 GB/s a chip between slices.
     assert got.seconds() == pytest.approx({"compute": 1.0, "ici": 0.5, "dcn": 1.0})
-    text = cc.render(got)
+    text = render(got)
     assert "1.00 s if communication hides behind compute, 2.50 s if none does" in text
     assert "3,200 to 8,000 tokens/s" in text
     assert "MFU 20% to 50%" in text
@@ -134,7 +136,7 @@ def test_predicted_times_by_hand():
 
 def test_what_does_not_fit_says_so():
     assert report(total=95.5 * GIB).fits is False
-    assert cc.render(report(total=95.5 * GIB)).endswith("does not fit")
+    assert render(report(total=95.5 * GIB)).endswith("does not fit")
 
 
 def config(**changes):
@@ -146,7 +148,7 @@ def config(**changes):
     [
         (report(), 0),
         (report(total=96.0 * GIB), 1),
-        (cc.DoesNotFit("Used 20G of 15.75G hbm"), 1),
+        (aot.DoesNotFit("Used 20G of 15.75G hbm"), 1),
         (ConfigError("mesh fsdp=3 does not fit 16 devices"), 2),
         (ValueError("topology 'x'"), 2),
     ],
@@ -181,7 +183,7 @@ def test_exit_codes(outcome, code, monkeypatch, capsys):
 def test_the_largest_micro_batch_is_full_rows_of_video():
     resolved = c.resolve(config(**{"mesh.tensor": 4}), devices=64, needs_data=False)
     # 40,000 up to a multiple of 128; 16 groups of chips share a row.
-    assert cc.shapes_of(resolved) == cc.Shapes(16, 40_064, 160_256)
+    assert cc.shapes_of(resolved) == Shapes(16, 40_064, 160_256)
 
 
 def test_bytes_of_a_device_are_those_of_its_shards():
@@ -191,7 +193,7 @@ def test_bytes_of_a_device_are_those_of_its_shards():
         "a": jax.ShapeDtypeStruct((8, 6), jnp.float32, sharding=of(("x", "y"))),
         "b": jax.ShapeDtypeStruct((8,), jnp.bfloat16, sharding=of(())),
     }
-    assert cc.device_bytes(tree) == 2 * 3 * 4 + 8 * 2
+    assert aot.device_bytes(tree) == 2 * 3 * 4 + 8 * 2
 
 
 def test_architectures_are_known_by_directory_name_or_read(tmp_path):
@@ -245,7 +247,7 @@ def test_a_step_on_kept_features_can_be_traced():
     resolved = c.resolve(config(**changes), devices=1, steps_per_epoch=10, needs_data=False)
     mesh = cc.sharding.make_mesh(resolved, jax.devices()[:1])
     run = cc.trainable(resolved, mesh, model=SMALL)
-    batch = cc.abstract_batch(run, cc.Shapes(1, 128, 64))
+    batch = cc.abstract_batch(run, Shapes(1, 128, 64))
     assert batch.patches is None and batch.features.shape == (1, 16, 4 * 64)
     cc.Programs(run).update.trace(run.state, run.part(frozen=True), batch)
 
@@ -253,7 +255,7 @@ def test_a_step_on_kept_features_can_be_traced():
 @needs_libtpu
 @pytest.mark.usefixtures("no_compilation_cache")
 def test_a_small_step_compiles_and_adds_up(monkeypatch):
-    monkeypatch.setitem(cc.PUBLISHED, "small", SMALL)
+    monkeypatch.setitem(aot.PUBLISHED, "small", SMALL)
     small = config(
         **{
             "model": "small",
@@ -264,7 +266,7 @@ def test_a_small_step_compiles_and_adds_up(monkeypatch):
     )
     got = cc.check(small, "v5e:2x2", patches=256)
     assert got.fits and got.unknown_loops == () and got.square == ()
-    assert got.shapes == cc.Shapes(4, 512, 256)
+    assert got.shapes == Shapes(4, 512, 256)
     # Arguments, and what the program needs beside them.
     parts = got.params + got.optimizer + got.batch + got.gradients
     assert got.total > parts + got.activations
@@ -274,7 +276,7 @@ def test_a_small_step_compiles_and_adds_up(monkeypatch):
     assert got.sent(between_slices=False) > 0 and got.sent(between_slices=True) == 0
     # 8 per weight and token: forward, again, twice back; attention and vision on top.
     assert got.flops * 4 > got.model_flops * 8 / 6
-    assert cc.render(got).endswith("fits")
+    assert render(got).endswith("fits")
 
 
 SLICES = {"v5p-32": 1, "v6e-64": 2, "v5litepod-256": 4}
@@ -296,13 +298,13 @@ def test_the_7b_at_40k_tokens_a_row_fits(slice_):
 @needs_libtpu
 @pytest.mark.usefixtures("no_compilation_cache")
 def test_the_7b_does_not_fit_where_it_cannot():
-    with pytest.raises(cc.DoesNotFit, match="hbm"):
+    with pytest.raises(aot.DoesNotFit, match="hbm"):
         cc.check(config(), "v5e:4x4")
 
 
 @needs_libtpu
 def test_slices_are_joined_by_the_slow_axis():
-    devices = cc.topologies.get_topology_desc(
+    devices = aot.topologies.get_topology_desc(
         platform="tpu", topology_name="v5e:2x2", num_slices=2
     ).devices
     resolved = c.resolve(config(**{"mesh.dcn_data": 2}), devices=8, needs_data=False)
@@ -316,7 +318,7 @@ def test_slices_are_joined_by_the_slow_axis():
 @pytest.mark.usefixtures("no_compilation_cache")
 def test_gradients_between_slices_are_counted():
     """Data parallel over two slices: the gradient of a [1024, 2048] matrix, a quarter a chip, is reduced between them."""
-    devices = cc.topologies.get_topology_desc(
+    devices = aot.topologies.get_topology_desc(
         platform="tpu", topology_name="v5e:2x2", num_slices=2
     ).devices
     mesh = Mesh(np.array(devices).reshape(2, 4), ("dcn_data", "fsdp"))
@@ -326,7 +328,7 @@ def test_gradients_between_slices_are_counted():
     weight, x = place((1024, 2048), "fsdp"), place((64, 1024), ("dcn_data", "fsdp"))
     gradient = jax.grad(lambda w, x: (jnp.tanh(x @ w) ** 2).sum())
     lowered = jax.jit(gradient, out_shardings=weight.sharding).lower(weight, x)
-    _, text = cc.compile_lowered(lowered, None)
+    _, text = aot.compile_lowered(lowered, None)
     found = hlo.collectives(hlo.parse(text), devices=8, slices=2)
     between = [(c.kind, c.bytes) for c in found if c.between_slices]
     assert between == [("all-reduce", 1024 * 2048 * 4 / 4)]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig
+from vo3.train import ahead_of_time as aot
 from vo3.train import compile_check as base
 from vo3.train import config as c
 from vo3.train import rl_compile_check as check
@@ -83,7 +84,7 @@ def residents(monkeypatch, **changes):
 
     monkeypatch.setattr(check, "PolicyPrograms", Given)
     monkeypatch.setattr(check, "compiled", compiled)
-    monkeypatch.setitem(base.PUBLISHED, "small", SMALL)
+    monkeypatch.setitem(aot.PUBLISHED, "small", SMALL)
     small = {
         "model": "small", "loss.chunk": 128, "rl.group": 2, "rl.shapes": ((1024, 64, 512),),
         "rl.rollout.max_length": 512, "rl.rollout.tensor": 2, "rl.rollout.slots": 4,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vo3.train import compile_check as cc
+from vo3.train import ahead_of_time as aot
 from vo3.train import config as c
 from vo3.train import rl_compile_check, sharding
 from vo3.train.chips import topology
@@ -33,7 +33,7 @@ def mesh_of(name, slices=1, **axes):
     """The device mesh of a published config on a slice that need not be there."""
     changes = {f"mesh.{axis}": size for axis, size in axes.items()}
     config = c.override(c.load("configs/sft_stage1.py"), **{"mesh.dcn_data": slices, **changes})
-    return sharding.make_mesh(config, cc.devices_of(topology(name), slices))
+    return sharding.make_mesh(config, aot.devices_of(topology(name), slices))
 
 
 # ---------------------------------------------------------------- real slices
@@ -98,7 +98,7 @@ def test_another_number_of_slices_than_there_is_ends_in_one_line(said, there):
     with pytest.raises(
         ConfigError, match=rf"form {there} slices; set --config\.mesh\.dcn_data={there}"
     ):
-        sharding.make_mesh(config, cc.devices_of(topology("v5e:2x2"), there))
+        sharding.make_mesh(config, aot.devices_of(topology("v5e:2x2"), there))
 
 
 # ---------------------------------------------------------------- what no slice of today has
