@@ -49,13 +49,24 @@ def pretend_worker() -> None:
 
 
 def devices_of(slice_: Topology, num_slices: int = 1) -> list[Any]:
-    """The devices of a slice that need not be there."""
+    """The devices of a slice that need not be there.
+
+    Raises:
+      ValueError: the compiler knows no slice of that shape.
+    """
     options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
     if slice_.chips == 1:  # else libtpu divides it by a host's four chips
         options["chips_per_host_bounds"] = [1, 1, 1]
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=slice_.name, **options
-    ).devices
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=slice_.name, **options
+        ).devices
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        raise ValueError(
+            f"topology {slice_.name}: {error}; the sides of a slice are whole hosts, as in v5e:4x4 or v5p:2x2x4"
+        ) from error
 
 
 def compile_lowered(lowered: Any, dump: str | None) -> tuple[Any, str]:

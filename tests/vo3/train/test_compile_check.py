@@ -223,6 +223,14 @@ def test_a_mesh_that_does_not_fit_ends_before_anything_compiles():
 
 # ---------------------------------------------------------------- for real chips
 
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e:9x9", "v5p:3x1x1"])
+def test_a_slice_that_no_one_builds_is_refused(name):
+    with pytest.raises(ValueError, match=f"topology {name}: .*whole hosts"):
+        aot.devices_of(topology(name))
+
+
 SMALL = Qwen2_5_VLConfig.tiny(
     vocab=640,
     text={
