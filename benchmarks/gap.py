@@ -29,7 +29,7 @@ from rich.table import Table
 
 import vo3.models
 from configs import rl_clueworld
-from vo3.train import group_rows, policy_step, rl_config
+from vo3.train import group_rows, group_trees, policy_step, rl_config
 from vo3.train.collect import Collector
 from vo3.train.config import override
 from vo3.train.grpo import Setting, make_roller
@@ -85,7 +85,7 @@ def sampled_rows(config, folder: str) -> tuple[nnx.Module, list[group_rows.Polic
     rows = []
     for group in collected.groups:
         mine = [r for r in group.rollouts if r.lost is None]
-        tree = group_rows.group_tree(
+        tree = group_trees.group_tree(
             [r.rollout for r in mine],
             [1.0] * len(mine),
             [r.trained for r in mine],

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig
-from vo3.train import group_rows, rl_config, sharding
+from vo3.train import group_rows, group_trees, rl_config, sharding
 from vo3.train.config import override
 from vo3.train.policy_loss import PolicyLoss
 from vo3.train.policy_step import PolicyPrograms
@@ -32,13 +32,13 @@ from vo3.train.state import initial_params, trainable
 ALIGN = 128
 
 
-def group(prefix: int, leaf: int, leaves: int, config: Qwen2_5_VLConfig) -> group_rows.Tree:
+def group(prefix: int, leaf: int, leaves: int, config: Qwen2_5_VLConfig) -> group_trees.Tree:
     """Random tokens; every leaf's second half was sampled."""
     rng = np.random.default_rng(0)
 
-    def part(size: int, start: int) -> group_rows.Part:
+    def part(size: int, start: int) -> group_trees.Part:
         places = np.arange(start, start + size, dtype=np.int32)
-        return group_rows.Part(
+        return group_trees.Part(
             ids=rng.integers(0, 200, size).astype(np.int32),
             positions=np.broadcast_to(places, (3, size)),
             feature_index=np.full(size, -1, np.int32),
@@ -47,11 +47,11 @@ def group(prefix: int, leaf: int, leaves: int, config: Qwen2_5_VLConfig) -> grou
         )
 
     loss = np.arange(leaf) >= leaf // 2
-    return group_rows.Tree(
+    return group_trees.Tree(
         "bench",
         part(prefix, 0),
         tuple(
-            group_rows.Leaf(part(leaf, prefix), loss, np.zeros(leaf, np.float32), float(a), i)
+            group_trees.Leaf(part(leaf, prefix), loss, np.zeros(leaf, np.float32), float(a), i)
             for i, a in enumerate(rng.normal(size=leaves))
         ),
         leaves,
@@ -77,12 +77,12 @@ def main(argv: list[str] | None = None) -> None:
     params, frozen = run.split(initial_params(run))
     state = run.new_state(params)
     tree = group(args.prefix, args.leaf, args.leaves, model)
-    apart = [[part] for part in group_rows.apart(tree)]
+    apart = [[part] for part in group_trees.apart(tree)]
     batches = {}
     for name, rows in (("tree row", [[tree]]), (f"{args.leaves} padded rows", apart)):
         needs = [piece.needs(ALIGN) for row in rows for piece in row]
         tokens = -(-max(n.tokens for n in needs) // ALIGN) * ALIGN
-        shape = group_rows.Shape(tokens, 4, max(n.scored for n in needs))
+        shape = group_trees.Shape(tokens, 4, max(n.scored for n in needs))
         batch = group_rows.build_rows(
             rows, shape, model, align=ALIGN, aggregation="seq-mean-token-mean"
         )

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vo3.train import group_rows, processes, rl_config, sharding
+from vo3.train import group_rows, group_trees, processes, rl_config, sharding
 from vo3.train.collect import gathered
 from vo3.train.config import ConfigError
 from vo3.train.group_rows import PolicyBatch
@@ -136,9 +136,9 @@ class Updater:
             sample=batches[0].rows if batches else None,
         )
 
-    def tree(self, group: ScoredGroup) -> group_rows.Tree:
+    def tree(self, group: ScoredGroup) -> group_trees.Tree:
         """The group as a tree."""
-        return group_rows.group_tree(
+        return group_trees.group_tree(
             [r.rollout for r in group.rollouts],
             [r.advantage for r in group.rollouts],
             [r.trained for r in group.rollouts],
@@ -147,7 +147,7 @@ class Updater:
             sequences=sum(r.lost is None for r in group.rollouts),
         )
 
-    def micro_batches(self, trees: list[group_rows.Tree]) -> list[PolicyBatch]:
+    def micro_batches(self, trees: list[group_trees.Tree]) -> list[PolicyBatch]:
         """The trees in rows of one shape, as many micro-batches in every process.
 
         Raises:
@@ -155,7 +155,7 @@ class Updater:
         """
         rl = self._config.rl
         if not rl.tree:
-            trees = [part for tree in trees for part in group_rows.apart(tree)]
+            trees = [part for tree in trees for part in group_trees.apart(tree)]
         number = max(gathered(group_rows.choose(trees, self._shapes, align=rl.align)))
         shape = self._shapes[number]
         rows, fault = [], "a rollout of another process does not fit rl.shapes; its log says more"
@@ -195,6 +195,6 @@ def _places(numbers: list[int]) -> list[int]:
     return [order[number] for number in numbers]
 
 
-def _loss_anywhere(trees: list[group_rows.Tree]) -> bool:
+def _loss_anywhere(trees: list[group_trees.Tree]) -> bool:
     """Whether a tree of any process has a token that carries loss."""
     return sum(gathered(sum(leaf.trained for tree in trees for leaf in tree.leaves))) > 0

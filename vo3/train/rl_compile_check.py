@@ -27,7 +27,8 @@ from vo3.train import config as config_lib
 from vo3.train.chips import GIB, Chip
 from vo3.train.compile_check import abstract_batch, model_config
 from vo3.train.compile_report import Shapes
-from vo3.train.group_rows import PolicyBatch, Shape
+from vo3.train.group_rows import PolicyBatch
+from vo3.train.group_trees import Shape
 from vo3.train.policy_loss import Scored
 from vo3.train.policy_step import PolicyPrograms
 from vo3.train.program_memory import Part, compiled, table

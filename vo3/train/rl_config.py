@@ -18,7 +18,7 @@ from vo3.rollout import RolloutPolicy, Sampling
 from vo3.rollout.buckets import GroupBuckets
 from vo3.train import config as config_lib
 from vo3.train.config import ConfigError
-from vo3.train.group_rows import Shape
+from vo3.train.group_trees import Shape
 from vo3.train.policy_loss import AGGREGATIONS, PolicyLoss
 
 # Changes to the plain recipe, by name.

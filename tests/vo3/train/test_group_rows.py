@@ -10,16 +10,17 @@ import policy_oracle as oracle
 import pytest
 from tiny_rows import assert_close
 
-import vo3.train.group_rows as g
 from vo3.chat import encode
 from vo3.train import policy_loss
 from vo3.train.config import override
+from vo3.train.group_rows import build_rows, choose, pack
+from vo3.train.group_trees import Shape, apart, group_tree, split
 from vo3.train.policy_step import PolicyPrograms
 from vo3.train.rl_config import defaults
 from vo3.train.sharding import make_mesh, place
 from vo3.train.state import initial_params, trainable
 
-SHAPE = g.Shape(1280, 128, 512)
+SHAPE = Shape(1280, 128, 512)
 ALIGN = 8
 
 
@@ -28,14 +29,12 @@ def tree(name="g", kinds=range(5), advantages=None, seed=0):
     rewards = np.linspace(0, 2, len(rollouts))
     gains = policy_loss.advantages(rewards) if advantages is None else advantages
     trained = [r.trajectory.outcome != "exceeded" for r in rollouts]
-    return g.group_tree(
-        rollouts, gains, trained, fake_groups.tokenizer(), fake_groups.architecture()
-    )
+    return group_tree(rollouts, gains, trained, fake_groups.tokenizer(), fake_groups.architecture())
 
 
 def built(rows, shape=SHAPE, aggregation="seq-mean-token-mean"):
     config = fake_groups.architecture()
-    return g.build_rows(rows, shape, config, align=ALIGN, aggregation=aggregation)
+    return build_rows(rows, shape, config, align=ALIGN, aggregation=aggregation)
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +149,10 @@ def test_the_oracle_finds_the_same_loss_in_a_recorded_batch(machine):
 
 def test_a_tree_row_has_the_gradients_of_separate_rows(machine):
     one = tree()
-    apart = [[part] for part in g.apart(one)]
-    assert [p[0].sequences for p in apart] == [5, 0, 0, 0]
+    parts = apart(one)
+    assert [part.sequences for part in parts] == [5, 0, 0, 0]
     together = gradients(machine, [[one], [], [], []])
-    separate = gradients(machine, apart)
+    separate = gradients(machine, [[part] for part in parts])
     assert_close(together.gradient, separate.gradient)
     for name in ("loss", "total", "tokens", "entropy", "gap"):
         a, b = (float(getattr(x.sums, name)) for x in (together, separate))
@@ -191,8 +190,8 @@ def test_a_leaf_seen_by_another_would_be_noticed(machine):
 def test_long_groups_are_cut_between_leaves():
     one = tree()
     need = [dataclasses.replace(one, leaves=(leaf,)).needs(ALIGN) for leaf in one.leaves]
-    small = g.Shape(max(n.tokens for n in need), 128, 512)
-    parts = g.split(one, small, align=ALIGN)
+    small = Shape(max(n.tokens for n in need), 128, 512)
+    parts = split(one, small, align=ALIGN)
     assert len(parts) > 1 and [p.sequences for p in parts] == [5, *[0] * (len(parts) - 1)]
     assert [leaf.number for p in parts for leaf in p.leaves] == [0, 1, 2, 4]
     assert all(small.holds(p.needs(ALIGN)) for p in parts)
@@ -203,20 +202,20 @@ def test_long_groups_are_cut_between_leaves():
     with pytest.raises(
         ValueError, match=r"rollout 0 takes \d+ tokens.*raise the last of rl\.shapes"
     ):
-        g.split(one, g.Shape(64, 128, 512), align=ALIGN)
+        split(one, Shape(64, 128, 512), align=ALIGN)
 
 
 def test_trees_share_rows_and_shapes_are_chosen_by_need():
     trees = [tree(n, kinds=(1, 4)) for n in "abc"]
     need = trees[0].needs(ALIGN)
-    shapes = [g.Shape(8, 8, 8), g.Shape(need.tokens + 8, 128, 512), SHAPE]
-    assert g.choose(trees, shapes, align=ALIGN) == 1
-    assert [len(r) for r in g.pack(trees, shapes[1], align=ALIGN)] == [1, 1, 1]
-    rows = g.pack(trees, SHAPE, align=ALIGN)
+    shapes = [Shape(8, 8, 8), Shape(need.tokens + 8, 128, 512), SHAPE]
+    assert choose(trees, shapes, align=ALIGN) == 1
+    assert [len(r) for r in pack(trees, shapes[1], align=ALIGN)] == [1, 1, 1]
+    rows = pack(trees, SHAPE, align=ALIGN)
     assert sum(map(len, rows)) == 3 and len(rows) < 3
     batch = built(rows)
     assert sorted(set(batch.scored.leaf[0].tolist())) == list(range(-1, 2 * len(rows[0])))
-    assert g.choose([tree()], shapes[:2], align=ALIGN) == 1  # must be cut
+    assert choose([tree()], shapes[:2], align=ALIGN) == 1  # must be cut
 
 
 def test_rollouts_of_different_prompts_are_no_group():
@@ -226,7 +225,7 @@ def test_rollouts_of_different_prompts_are_no_group():
     changed = dataclasses.replace(rollouts[1].trajectory, turns=turns)
     rollouts[1] = dataclasses.replace(rollouts[1], trajectory=changed)
     with pytest.raises(ValueError, match="another prompt"):
-        g.group_tree(
+        group_tree(
             rollouts, [1, -1], [True, True], fake_groups.tokenizer(), fake_groups.architecture()
         )
 
@@ -239,4 +238,4 @@ def test_log_probabilities_must_have_been_kept():
         trajectory=dataclasses.replace(one.trajectory, turns=(*one.trajectory.turns[:-1], last)),
     )
     with pytest.raises(ValueError, match="no log-probabilities"):
-        g.group_tree([one], [1.0], [True], fake_groups.tokenizer(), fake_groups.architecture())
+        group_tree([one], [1.0], [True], fake_groups.tokenizer(), fake_groups.architecture())
