@@ -17,7 +17,7 @@ from etils import epath
 
 import vo3
 from vo3 import json_line
-from vo3.evals import card_page, fingerprint, published
+from vo3.evals import card_page, card_text, fingerprint, published
 from vo3.evals.benchmarks.base import Benchmark, Read
 from vo3.evals.extraction import LETTER, Scorer
 from vo3.evals.journal import failure_of, write_atomically
@@ -202,7 +202,7 @@ def _measured(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 def write(card: dict[str, Any], folder: epath.Path) -> None:
     """Writes the three forms; each appears whole or not at all, the JSON last: where it is, all are."""
-    write_atomically(folder / MARKDOWN, card_page.markdown(card))
+    write_atomically(folder / MARKDOWN, card_text.markdown(card))
     write_atomically(folder / HTML, card_page.page(card))
     write_atomically(folder / JSON, json_line.dumps(card, indent=1) + "\n")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vo3.evals import card_page
-from vo3.evals.card_page import many
+from vo3.evals import card_page, card_text
+from vo3.evals.card_text import many
 from vo3.evals.cards import CardError
 from vo3.evals.journal import flat
 from vo3.evals.statistics import mcnemar
@@ -122,7 +122,7 @@ def text(comparison: Comparison) -> str:
     """The comparison for a terminal, as Markdown."""
     first, second = comparison.first, comparison.second
     lines = [
-        f"# {first['benchmark']['title']}: {card_page.percent(first['score'])} and {card_page.percent(second['score'])} {first['score']['metric']}",
+        f"# {first['benchmark']['title']}: {card_text.percent(first['score'])} and {card_text.percent(second['score'])} {first['score']['metric']}",
         "",
         verdict(comparison),
         "",
@@ -169,9 +169,9 @@ def page(comparison: Comparison) -> str:
                 f"{which}: {card['settings']['checkpoint']['name']}, {card['mode']}",
                 scope="row",
             ),
-            tag("td", card_page.percent(card["score"])),
-            tag("td", card_page.interval(card["score"])),
-            tag("td", card_page.count(card["score"])),
+            tag("td", card_text.percent(card["score"])),
+            tag("td", card_text.interval(card["score"])),
+            tag("td", card_text.count(card["score"])),
             tag("td", card_page.bar(card["score"]), class_="wide"),
             class_="this" if which == "second" else None,
         )

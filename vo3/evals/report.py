@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from vo3.evals import card_page, cards, plot, published
+from vo3.evals import card_page, card_text, cards, plot, published
 from vo3.evals.journal import write_atomically
 from vo3.viewer.markup import Markup, tag
 from vo3.viewer.page import document
@@ -37,12 +37,12 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for card in found:
         score, shown, measured = card["score"], card["shown"], card["measured"]
         models = card["published"]["models"] if card["published"] else {}
-        theirs = models.get(card_page.OURS)
+        theirs = models.get(published.OURS)
         tokens, seconds = shown["visual_tokens"], measured["seconds_per_question"]
         lines.append(
             f"| {card['benchmark']['title']}{' (part)' if card['benchmark']['partial'] else ''} "
             f"| {card['mode']}{'-' + str(card['quota']) if card['quota'] else ''} | {score['metric']} "
-            f"| {card_page.percent(score)} | {card_page.interval(score)} "
+            f"| {card_text.percent(score)} | {card_text.interval(score)} "
             f"| {'-' if theirs is None else f'{theirs:.1f}'} "
             f"| {'-' if tokens is None else f'{tokens:,.0f}'} | {'-' if seconds is None else f'{seconds:.2f}'} "
             f"| {card['benchmark']['questions']:,} | {card['failures']['count']} |"
@@ -101,7 +101,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         tag("h1", "Evaluation"),
         tag(
             "p",
-            f"{card_page.many(len(by_name), 'benchmark')}, {card_page.many(questions, 'answer')}. Bars and whiskers are 95\u00a0% intervals.",
+            f"{card_text.many(len(by_name), 'benchmark')}, {card_text.many(questions, 'answer')}. Bars and whiskers are 95\u00a0% intervals.",
             class_="verdict",
         ),
     )
@@ -120,7 +120,7 @@ def _published(found: Sequence[dict[str, Any]]) -> Markup | None:
     lines = [tag("tr", [tag("th", title, scope="col") for title in head], class_="group")]
     for model, values in published.rows(ours):
         lines.append(tag("tr", tag("th", model, scope="row"), map(cell, values)))
-    own = [tag("td", card_page.percent(card["score"]) + _part(card)) for card in ours.values()]
+    own = [tag("td", card_text.percent(card["score"]) + _part(card)) for card in ours.values()]
     lines.append(tag("tr", tag("th", "this result", scope="row"), own, class_="this"))
     source = next(iter(ours.values()))["published"]["source"]
     return tag(
@@ -134,7 +134,7 @@ def _published(found: Sequence[dict[str, Any]]) -> Markup | None:
 def _section(found: Sequence[dict[str, Any]]) -> Markup:
     bench = found[0]["benchmark"]
     row = found[0]["published"]
-    theirs = row["models"].get(card_page.OURS) if row else None
+    theirs = row["models"].get(published.OURS) if row else None
     line = [] if theirs is None else [{"value": theirs, "low": theirs, "high": theirs}]
     scale = card_page.Scale.over([*(card["score"] for card in found), *line])
     head = ("", found[0]["score"]["metric"], "95 %", "visual tokens", "s a question")
@@ -147,8 +147,8 @@ def _section(found: Sequence[dict[str, Any]]) -> Markup:
             tag(
                 "tr",
                 tag("th", link, scope="row"),
-                tag("td", card_page.percent(card["score"])),
-                tag("td", card_page.interval(card["score"])),
+                tag("td", card_text.percent(card["score"])),
+                tag("td", card_text.interval(card["score"])),
                 tag("td", "\u2013" if tokens is None else f"{tokens:,.0f}"),
                 tag("td", "\u2013" if seconds is None else f"{seconds:.2f}"),
                 tag("td", card_page.bar(card["score"], scale), class_="wide"),
@@ -159,8 +159,8 @@ def _section(found: Sequence[dict[str, Any]]) -> Markup:
         lines.append(
             tag(
                 "tr",
-                tag("th", f"{card_page.OURS}, published", scope="row"),
-                tag("td", card_page.percent(figure)),
+                tag("th", f"{published.OURS}, published", scope="row"),
+                tag("td", card_text.percent(figure)),
                 *(tag("td") for _ in range(3)),
                 tag("td", card_page.bar(figure, scale), class_="wide"),
                 class_="compared",

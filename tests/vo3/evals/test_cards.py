@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vo3.chat import PromptPack
-from vo3.evals import card_page, cards, compare, plot, report
+from vo3.evals import card_page, card_text, cards, compare, plot, report
 from vo3.evals.benchmarks import BENCHMARKS, Read
 from vo3.evals.benchmarks.base import FoundFile
 from vo3.evals.journal import failed
@@ -95,7 +95,7 @@ def test_the_forms_tell_the_same_and_let_nothing_in(tmp_path):
     made = card(["B", "x", "!"])
     page = Balanced(card_page.page(made))
     words = " ".join(page.words)
-    for text in (card_page.markdown(made), words):
+    for text in (card_text.markdown(made), words):
         for told in (
             "M-Avg",
             "c0ffee",
@@ -117,7 +117,7 @@ def test_the_forms_tell_the_same_and_let_nothing_in(tmp_path):
 def test_an_empty_metric_is_a_dash_and_not_nan():
     made = card([])
     assert made["score"]["value"] is None
-    assert "\u2013" in card_page.markdown(made)
+    assert "\u2013" in card_text.markdown(made)
     Balanced(card_page.page(made))
     assert "NaN" not in json.dumps(made)
 
@@ -211,8 +211,8 @@ def test_the_published_rows_stand_in_the_report(tmp_path):
     assert "Published figures 7B models;" in words and "Video-MTR 59.7" in words
     # On each card too, and how the model called its tool.
     for text in (
-        cards.card_page.markdown(made[1]),
-        " ".join(Balanced(cards.card_page.page(made[1])).words),
+        card_text.markdown(made[1]),
+        " ".join(Balanced(card_page.page(made[1])).words),
     ):
         assert "Video-o3 (SFT+RL)" in text and "dialect" in text and "video-o3" in text
 

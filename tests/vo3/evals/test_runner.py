@@ -15,7 +15,7 @@ from etils import epath
 from vo3 import cli
 from vo3.chat import PromptPack
 from vo3.data import files
-from vo3.evals import cards, config, report, runner
+from vo3.evals import card_text, cards, config, report, runner
 from vo3.evals.asking import open_video
 from vo3.evals.benchmarks import base
 from vo3.evals.journal import failed
@@ -220,7 +220,7 @@ def test_a_card_names_what_made_its_answers_not_what_made_it(data, fake, tmp_pat
     (again,) = runner.evaluate(settings(data), tmp_path / "out")
     assert again["environment"]["device"] == "4 x TPU v5e (tpu)"
     assert again["environment"]["answers"] == card["environment"]["answers"]
-    assert maker in cards.card_page.markdown(again)
+    assert maker in card_text.markdown(again)
 
 
 def test_a_limit_that_leaves_nothing_out_makes_no_part(data, fake, tmp_path):
