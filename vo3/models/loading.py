@@ -115,7 +115,7 @@ def save_orbax(model: Qwen2_5_VL, directory: epath.PathLike) -> None:
     if model.source is not None:
         hf_io.copy_companions(model.source, directory)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(_absolute(directory / PARAMS), state)
+        checkpointer.save(absolute(directory / PARAMS), state)
 
 
 def _load_orbax(
@@ -129,7 +129,7 @@ def _load_orbax(
 ) -> Qwen2_5_VL:
     import orbax.checkpoint as ocp
 
-    path = _absolute(directory / PARAMS)
+    path = absolute(directory / PARAMS)
     with ocp.StandardCheckpointer() as checkpointer:
         if param_dtype is None and dtype is None:
             stored = checkpointer.metadata(path)
@@ -175,6 +175,12 @@ def _directory(path_or_name: epath.PathLike) -> epath.Path:
     return directory
 
 
+def is_checkpoint(path: epath.PathLike) -> bool:
+    """Whether a directory holds parameters that `load` reads."""
+    directory = epath.Path(path)
+    return (directory / PARAMS).exists() or any(directory.glob("*.safetensors"))
+
+
 def settings_of(directory: epath.Path) -> dict[str, Any]:
     """What the `vo3.json` of a checkpoint directory says; empty without one.
 
@@ -212,8 +218,9 @@ def record_time(model: Qwen2_5_VL, directory: epath.PathLike) -> None:
         (directory / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 
 
-def _absolute(path: epath.Path) -> epath.Path:
-    # Orbax refuses relative paths; resolve() would break gs:// ones.
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path as Orbax takes it, which refuses relative ones; resolve() would break gs:// ones."""
+    path = epath.Path(path)
     return path if "://" in str(path) else epath.Path(pathlib.Path(path).absolute())
 
 

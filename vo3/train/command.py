@@ -9,13 +9,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vo3.train import checkpoints as ckpt
+from vo3.models.safetensors_io import CheckpointError
 from vo3.train import config as config_lib
 from vo3.train import processes
 from vo3.train.faults import TrainingFault
 
 # What ends a run in one line, of either trainer.
-_ERRORS = (config_lib.ConfigError, ckpt.CheckpointError, TrainingFault, FileNotFoundError)
+_ERRORS = (config_lib.ConfigError, CheckpointError, TrainingFault, FileNotFoundError)
 
 
 def start(main: Callable[[list[str]], int]) -> None:

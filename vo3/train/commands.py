@@ -57,7 +57,7 @@ def _convert(args: argparse.Namespace) -> int:
     console = Console()
     with console.status(f"reading {args.source}"):
         if (epath.Path(args.source) / "checkpoints").is_dir():  # a training run's workdir
-            from vo3.train.checkpoints import load_run
+            from vo3.train.finished import load_run
 
             model = load_run(args.source, dtype=args.dtype)
         else:

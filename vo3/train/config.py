@@ -50,7 +50,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.epochs = 1
     # A checkpoint directory, "clueworld", or the directory name of a published model: architecture and tokenizer.
     c.model = "Qwen2.5-VL-7B-Instruct"
-    c.init_from = "model"  # weights: "model", "random", the workdir of an earlier run, a Hugging Face directory, or the name of an embedded model
+    c.init_from = "model"  # weights: "model", "random", the workdir of an earlier run, a Hugging Face or vo3 directory, or the name of an embedded model
     c.init_vision = ""  # the vision tower alone, from an .npz of vo3.clueworld.pretrain
     c.dtype = "bfloat16"  # of the computation
     # Of what is trained and its optimiser state; anything less is refused. What is not trained is held in `dtype`.

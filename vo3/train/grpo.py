@@ -52,6 +52,7 @@ from vo3.train.collect import (
     sum_over_processes,
 )
 from vo3.train.faults import Faults
+from vo3.train.finished import export
 from vo3.train.metrics import Log, Profile
 from vo3.train.pending import Kept, Pending
 from vo3.train.policy_step import PolicyPrograms
@@ -152,7 +153,7 @@ def train(
                 loop.collector.close()
         params = {**state.params, **frozen}
         if finished and config.checkpoint.export_hf:
-            ckpt.export(run, params, workdir / "export")
+            export(run, params, workdir / "export")
     return Result(params, done, finished)
 
 

@@ -30,6 +30,7 @@ from vo3.train import command, processes, samples, sharding
 from vo3.train import config as config_lib
 from vo3.train.faults import Faults
 from vo3.train.feed import Ahead, ClueWorldFeed, Feed, MicroBatch
+from vo3.train.finished import export, read_params
 from vo3.train.metrics import Log, Meter, Profile, Work
 from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
 from vo3.train.step import FAULTS, Metrics, Programs
@@ -106,7 +107,7 @@ def train(
             )
         params = {**state.params, **frozen}
         if finished and config.checkpoint.export_hf:
-            ckpt.export(run, params, workdir / "export")
+            export(run, params, workdir / "export")
     return Result(params, step, finished)
 
 
@@ -338,7 +339,7 @@ def latest_params(model: Qwen2_5_VL, workdir: epath.PathLike) -> nnx.State:
     like = hf_io.flatten(nnx.state(model, nnx.Param))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = {n: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for n, v in like.items()}
-    return hf_io.unflatten(like, ckpt.read_params(workdir, shapes))
+    return hf_io.unflatten(like, read_params(workdir, shapes))
 
 
 def main(_: list[str]) -> int:

@@ -218,12 +218,12 @@ def initial_params(run: Trainable) -> Params:
         params = _loaded(run, config.model)
     elif source == "random":
         params = _random(run, list(run.shapes))
-    elif source in loading.NAMES or any(epath.Path(source).glob("*.safetensors")):
+    elif source in loading.NAMES or loading.is_checkpoint(source):
         params = _loaded(run, source)
     else:
-        from vo3.train import checkpoints  # it builds on this module
+        from vo3.train import finished  # it builds on this module
 
-        params = checkpoints.read_params(source, _plain(run))
+        params = finished.read_params(source, _plain(run))
     if config.init_vision:
         params |= _vision(run, config.init_vision)
     adapters = [n for n in run.shapes if n not in params]

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import vo3.models
-from vo3.train import checkpoints, sharding
+from vo3.train import finished, sharding
 from vo3.train.config import ConfigError, defaults, override
 from vo3.train.row_feed import crop_policy_of
 from vo3.train.state import architecture, initial_params, trainable
@@ -47,7 +47,7 @@ def test_what_is_exported_is_asked_as_it_was_trained(folder, tmp_path, time, ask
     says(folder, prompt_pack="clueworld")
     settings = config(folder, **{"data.mrope_time": time})
     run = trainable(settings, sharding.make_mesh(settings, jax.devices()[:1]))
-    checkpoints.export(run, initial_params(run), tmp_path / "export")
+    finished.export(run, initial_params(run), tmp_path / "export")
     made = vo3.models.load(tmp_path / "export")
     assert made.config.mrope_time == asked
     assert made.prompt_pack.name == "clueworld"

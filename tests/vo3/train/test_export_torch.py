@@ -7,7 +7,7 @@ import transformers
 from tiny_rows import MODEL, fresh, layout
 
 from vo3.models import hf_io
-from vo3.train.checkpoints import export
+from vo3.train.finished import export
 from vo3.train.lora import merge_adapters
 
 

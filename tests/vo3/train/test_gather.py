@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from tiny_rows import layout
 
 from vo3.models import hf_io
-from vo3.train import checkpoints, gather, processes
+from vo3.train import finished, gather, processes
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,13 @@ def test_others_than_the_first_process_take_part_and_hold_nothing(spread, monkey
 
 def test_several_processes_export_from_host_memory_what_one_exports(spread, tmp_path, monkeypatch):
     run, params = spread
-    checkpoints.export(run, params, tmp_path / "one")
+    finished.export(run, params, tmp_path / "one")
     saved = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
     write = hf_io.save
     monkeypatch.setattr(hf_io, "save", lambda m, *a, **k: saved.append(m) or write(m, *a, **k))
-    checkpoints.export(run, params, tmp_path / "two")
+    finished.export(run, params, tmp_path / "two")
     kinds = {type(x) for x in hf_io.flatten(hf_io.nnx.state(saved[0])).values()}
     assert kinds == {np.ndarray}
     for file in (tmp_path / "one").iterdir():

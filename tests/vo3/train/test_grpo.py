@@ -25,9 +25,9 @@ from vo3.clueworld.world import FPS, make_world
 from vo3.models import hf_io
 from vo3.rollout import Sampling
 from vo3.train import checkpoints, grpo
-from vo3.train.checkpoints import load_run
 from vo3.train.collect import CollectError, GroupRoller
 from vo3.train.config import ConfigError, load, override
+from vo3.train.finished import load_run
 from vo3.train.prompts import FIRST_WORLD
 from vo3.trajectory import Trajectory
 from vo3.video import VideoError

@@ -96,16 +96,18 @@ def test_the_next_stage_starts_from_the_last_one(whole, tmp_path):
     assert_same(result.params, initial_params(run))
 
 
-def test_a_runs_workdir_converts_to_a_directory_that_loads(whole, tmp_path):
+@pytest.mark.parametrize("layout", ["hf", "orbax"])
+def test_a_runs_workdir_converts_to_a_directory_that_loads(whole, tmp_path, layout):
     from vo3 import cli
 
     result, workdir = whole
-    assert cli.main(["convert", str(workdir), str(tmp_path / "hf"), "--to", "hf"]) == 0
-    loaded = vo3.models.load(tmp_path / "hf")
+    made = tmp_path / layout
+    assert cli.main(["convert", str(workdir), str(made), "--to", layout]) == 0
+    loaded = vo3.models.load(made)
     assert_same(result.params, hf_io.flatten(nnx.state(loaded)))
     assert loaded.tokenizer is not None
     # Such a directory starts a run, too.
-    config = sft.from_short_form(short_form(init_from=str(tmp_path / "hf")))
+    config = sft.from_short_form(short_form(init_from=str(made)))
     config = sft._resolved(config, 1, ClueWorldFeed(config))
     run = trainable(config, make_mesh(config, jax.devices()[:1]))
     assert_same(result.params, initial_params(run))
@@ -125,7 +127,9 @@ def test_a_baseline_trains_all_but_the_vision_tower(view):
 
 
 def test_a_stage_without_its_predecessor_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train that stage first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint in .*none; give the workdir of a run"
+    ):
         sft.train(short_form(init_from=str(tmp_path / "none")), tmp_path / "run")
 
 

@@ -7,7 +7,7 @@ from etils import epath
 from runs import run_config
 
 from vo3.models.safetensors_io import CheckpointError
-from vo3.train import checkpoints
+from vo3.train import finished
 from vo3.train.config import ConfigError
 from vo3.train.workdir import claim, stored
 
@@ -54,7 +54,7 @@ def test_checkpoints_without_a_readable_configuration_are_refused(claimed, text)
         claim(claimed, run_config())
     assert (claimed / "config.json").read_text() == text
     with pytest.raises(CheckpointError, match="is no JSON"):
-        checkpoints.load_run(claimed)
+        finished.load_run(claimed)
     (claimed / "config.json").unlink()
     claim(claimed, run_config())
     assert json.loads((claimed / "config.json").read_text())["seed"] == 0
