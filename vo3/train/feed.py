@@ -14,9 +14,9 @@ import numpy as np
 
 from vo3.clueworld.data import DataConfig, make_stream
 from vo3.train.batch import Batch, RowBatch
-from vo3.train.metrics import Work, work_of
 from vo3.train.prefetch import prefetch
 from vo3.train.state import Params, Trainable
+from vo3.train.work import Work, work_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,9 +35,9 @@ from vo3.train.batch import RowBatch
 from vo3.train.config import ConfigError
 from vo3.train.features import FrozenTower
 from vo3.train.feed import MicroBatch
-from vo3.train.metrics import Work
 from vo3.train.shared_rows import lost_by_group
 from vo3.train.state import Params, Trainable, architecture
+from vo3.train.work import Work
 from vo3.video import CropPolicy
 
 

@@ -31,9 +31,10 @@ from vo3.train import config as config_lib
 from vo3.train.faults import Faults
 from vo3.train.feed import Ahead, ClueWorldFeed, Feed, MicroBatch
 from vo3.train.finished import export, read_params
-from vo3.train.metrics import Log, Meter, Profile, Work
+from vo3.train.metrics import Log, Meter, Profile
 from vo3.train.state import Params, Trainable, TrainState, initial_params, trainable
 from vo3.train.step import FAULTS, Metrics, Programs
+from vo3.train.work import Work
 from vo3.train.workdir import claim
 
 # Steps whose batches are written to WORKDIR/faults, of those that a start of the run passes over: a step of a large run is gigabytes.

@@ -14,8 +14,9 @@ from tiny_rows import MODEL, config, document, rows
 from vo3.models.qwen2_5_vl import Qwen2_5_VLConfig
 from vo3.train import samples
 from vo3.train.feed import Ahead, ListFeed, local_rows
-from vo3.train.metrics import Log, Meter, Profile, Row, Work, model_flops, peak_flops, work_of
+from vo3.train.metrics import Log, Meter, Profile, Row
 from vo3.train.sharding import make_mesh, param_sharding
+from vo3.train.work import Work, model_flops, peak_flops, work_of
 
 PACKED = rows([[document(0), document(1)], []], length=64, patches=80)
 

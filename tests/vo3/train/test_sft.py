@@ -21,9 +21,9 @@ from vo3.models.qwen2_5_vl.model import Qwen2_5_VL
 from vo3.train import sft
 from vo3.train.config import ConfigError, override
 from vo3.train.feed import ClueWorldFeed, MicroBatch
-from vo3.train.metrics import Work
 from vo3.train.sharding import make_mesh
 from vo3.train.state import initial_params, trainable
+from vo3.train.work import Work
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
