@@ -125,6 +125,7 @@ def get_config(stage: str = "letters") -> ml_collections.ConfigDict:
     config.warmup = 50
     config.workers = 1
     config.frozen = frozen(view)
+    config.scales = ()
     config.log_every = 25
     config.save_every = 200
     first = before == "vision"

@@ -127,6 +127,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.optim.clip = 1.0  # global norm
     c.optim.betas = (0.9, 0.999)
     c.optim.eps = 1e-8
+    # Factors of the learning rate: (regex on dotted parameter paths, factor); the first that is found counts.
+    c.optim.scales = ()
     # rank 0: full fine-tuning.
     c.lora = ml_collections.ConfigDict(
         {"rank": 0, "alpha": 16.0, "targets": r"^decoder\..*\.(q|k|v|o|gate|up|down)\.kernel$"}
@@ -361,16 +363,22 @@ def _bad_values(c: ml_collections.ConfigDict) -> Iterable[str]:
         yield f"optim.betas={c.optim.betas}: two numbers in [0, 1)"
     bad_rules = list(no_tuples("sharding.rules", c.sharding.rules, ("PATTERN", "fsdp,tensor")))
     yield from bad_rules
+    bad_scales = list(no_tuples("optim.scales", c.optim.scales, ("PATTERN", 0.1)))
+    yield from bad_scales
     for key, patterns in (
         ("frozen", c.frozen),
         ("lora.targets", (c.lora.targets,)),
         ("sharding.rules", [] if bad_rules else [rule[0] for rule in c.sharding.rules]),
+        ("optim.scales", [] if bad_scales else [scale[0] for scale in c.optim.scales]),
     ):
         for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
                 yield f"{key}: {pattern!r} is no regular expression ({error})"
+    for pattern, factor in c.optim.scales if not bad_scales else ():
+        if not 0 < factor < float("inf"):
+            yield f"optim.scales: {pattern!r} has the factor {factor}; one above 0, and what shall not be trained is named by frozen"
     for rule in c.sharding.rules if not bad_rules else ():
         names = (
             [] if rule[1] == "-" else [n for part in rule[1].split(",") for n in part.split("+")]

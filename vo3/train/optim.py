@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,6 +42,19 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(numbers, params)
 
 
+def scaled(scales: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiplies the updates of some parameters, which is their learning rate, weight decay included.
+
+    Args:
+      scales: regular expressions on dotted parameter paths, and factors; the first that is found counts, others have 1.
+    """
+
+    def factor(name: str) -> float:
+        return next((by for pattern, by in scales if re.search(pattern, name)), 1.0)
+
+    return optax.stateless(lambda updates, _: {n: x * factor(n) for n, x in updates.items()})
+
+
 def make_optimizer(
     name: str,
     rate: optax.Schedule,
@@ -49,6 +64,7 @@ def make_optimizer(
     clip: float = 1.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    scales: Sequence[tuple[str, float]] = (),
 ) -> optax.GradientTransformation:
     """`adamw`, or `muon` for matrices with AdamW for the rest, behind clipping by the global norm.
 
@@ -58,6 +74,7 @@ def make_optimizer(
       weight_decay: decoupled, as in AdamW.
       clip: most the global norm of the gradient may be.
       betas, eps: of Adam.
+      scales: of the learning rate, by parameter; see `scaled`.
 
     Raises:
       ValueError: an unknown name.
@@ -77,4 +94,5 @@ def make_optimizer(
         )
     else:
         raise ValueError(f"unknown optimizer {name!r}; one of 'adamw', 'muon'")
-    return optax.chain(optax.clip_by_global_norm(clip), core)
+    # Without scales nothing is added: the state of runs that have none stays as it is stored.
+    return optax.chain(optax.clip_by_global_norm(clip), core, *([scaled(scales)] if scales else []))

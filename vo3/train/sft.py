@@ -316,6 +316,7 @@ def from_short_form(short: ml_collections.ConfigDict) -> ml_collections.ConfigDi
             "optim.warmup": float(short.warmup),
             "optim.weight_decay": short.weight_decay,
             "optim.clip": short.clip,
+            "optim.scales": tuple(short.get("scales", ())),
             "checkpoint.every": short.save_every,
             "checkpoint.export_hf": False,
             "log.every": short.log_every,

@@ -140,7 +140,7 @@ def trainable(
       model: the architecture; None: `architecture(config)`.
 
     Raises:
-      ConfigError: nothing is left to train.
+      ConfigError: nothing is left to train, or a pattern of `optim.scales` finds nothing.
     """
     model = model or architecture(config)
     dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
@@ -150,6 +150,9 @@ def trainable(
     frozen = frozenset(n for n in leaves if is_frozen(n, config))
     if len(frozen) == len(leaves):
         raise ConfigError(f"frozen={tuple(config.frozen)} leaves nothing to train; drop a pattern")
+    for pattern, _ in config.optim.scales:
+        if not any(re.search(pattern, n) for n in leaves if n not in frozen):
+            raise ConfigError(f"optim.scales: {pattern!r} is found in no parameter that is trained")
     where = sharding.param_sharding(mesh, config.sharding.rules)
     shapes = {
         name: jax.ShapeDtypeStruct(
@@ -171,6 +174,7 @@ def trainable(
         clip=config.optim.clip,
         betas=tuple(config.optim.betas),
         eps=config.optim.eps,
+        scales=tuple(config.optim.scales),
     )
     return Trainable(config, model, mesh, graph, shapes, frozen, optimizer, rate(config.optim.rate))
 

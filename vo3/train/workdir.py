@@ -23,6 +23,8 @@ FREE = (
     r"^(compilation_cache|on_nan|spike_factor|scan_unroll|remat)$",
     r"^rl\.(trajectories_every|alarms|when_short|draw_limit|shapes|rollout\.(tensor|slots|lanes|workers))$",
 )
+# Keys that came later, and what the runs of before did.
+LATER: dict[str, Any] = {"optim.scales": []}
 
 
 def claim(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> None:
@@ -35,7 +37,7 @@ def claim(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> None:
     workdir = epath.Path(workdir)
     new = json.loads(json.dumps(config_lib.flatten(config)))
     try:
-        old = stored(workdir) or new
+        old = {**LATER, **(stored(workdir) or new)}
     except CheckpointError:
         if steps(workdir):
             raise

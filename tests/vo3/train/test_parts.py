@@ -114,6 +114,23 @@ def test_all_that_is_trained_decays(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_first_scale_that_is_found_multiplies_the_rate_and_the_decay(name):
+    rng = np.random.default_rng(0)
+    sizes = {"vision.fc1.kernel": (6, 4), "vision.norm.scale": (4,), "decoder.q.kernel": (6, 4)}
+    params = {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in sizes.items()}
+    gradient = jax.tree.map(lambda x: x + 1, params)
+
+    def step(**changes):
+        optimizer = make_optimizer(name, lambda _: 0.1, weight_decay=0.5, **changes)
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+    plain = step()
+    found = step(scales=((r"norm", 0.5), (r"^vision\.", 0.1)))
+    for path, factor in zip(sizes, (0.1, 0.5, 1.0), strict=True):
+        np.testing.assert_allclose(found[path], factor * plain[path], rtol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizers_go_downhill(name):
     target = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4)), jnp.float32)
     params = {"kernel": jnp.zeros_like(target), "bias": jnp.zeros((4,))}

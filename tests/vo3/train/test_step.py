@@ -18,6 +18,7 @@ from tiny_rows import (
     rows,
 )  # fmt: skip
 
+from vo3.train.config import ConfigError
 from vo3.train.sharding import batch_shardings, place
 from vo3.train.step import NORM_DECAY, NOT_FINITE, SPIKE, Programs
 
@@ -169,6 +170,29 @@ def test_frozen_parameters_have_no_gradient_and_no_optimiser_state():
     assert {str(x.dtype) for x in frozen.values()} == {"bfloat16"}
     partial = jax.eval_shape(Programs(run).gradients, state, frozen, ALONE)
     assert set(partial.gradient) == set(state.params)
+
+
+def test_scales_of_the_rate_reach_the_parameters_they_name():
+    tower = r"^vision\.(?!merger\.)"
+    after = {}
+    for scales in ((), ((tower, 0.5),)):
+        run = layout(**{"optim.scales": scales, "optim.warmup": 0.0})
+        state, frozen = fresh(run)
+        before = copy(state).params
+        moved = Programs(run).update(state, frozen, place(ALONE, run.mesh))[0].params
+        after[bool(scales)] = {n: np.asarray(moved[n]) - np.asarray(before[n]) for n in moved}
+    names = [n for n in after[True] if n.startswith("vision.") and ".merger." not in n]
+    assert names and any(np.abs(after[False][n]).max() > 0 for n in names)
+    for n in after[True]:
+        factor = 0.5 if n in names else 1.0
+        np.testing.assert_allclose(after[True][n], factor * after[False][n], atol=1e-7, err_msg=n)
+
+
+def test_a_scale_that_finds_nothing_trained_is_refused():
+    with pytest.raises(ConfigError, match="'tower' is found in no parameter"):
+        layout(**{"optim.scales": (("tower", 0.5),)})
+    with pytest.raises(ConfigError, match="in no parameter that is trained"):
+        layout(**{"optim.scales": ((r"^vision\.", 0.5),), "frozen": (r"^vision\.",)})
 
 
 def test_the_mask_is_drawn_once_a_step_from_the_steps_own_key():

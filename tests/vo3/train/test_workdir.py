@@ -29,6 +29,16 @@ def test_what_changes_nothing_of_the_result_may_change_and_is_kept(claimed):
     assert [p.name for p in claimed.iterdir() if p.is_file()] == ["config.json"]
 
 
+def test_a_run_of_before_a_key_was_there_goes_on_with_what_it_did(claimed):
+    kept = stored(claimed)
+    del kept["optim.scales"]
+    (claimed / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(ConfigError, match=r"optim\.scales=\[\], now \[\['embed', 0\.5\]\]"):
+        claim(claimed, run_config(**{"optim.scales": (("embed", 0.5),)}))
+    claim(claimed, run_config())
+    assert stored(claimed)["optim.scales"] == []
+
+
 def test_killed_while_it_is_written_the_configuration_is_the_one_before(claimed, monkeypatch):
     def killed(self, text, **_):
         with self.open("w") as file:
