@@ -74,7 +74,7 @@ def frozen(view: str) -> tuple[str, ...]:
     """Patterns of the parameters that fine-tuning leaves as they are (`config.frozen`): a baseline's vision tower.
 
     Muon's steps are as long where little is learned: before the decoder asks for the digits of uniform frames, 200 steps of transcripts take them out of the tower (a linear head reads 97 % before,
-    12 % after), and what is left teaches the decoder none. An agent's tower trains along: it learns to read its clips.
+    12 % after), and what is left teaches the decoder none. An agent's tower trains along: with one seed of two it learns to read its clips.
     """
     return () if view == AGENT else (r"^vision\.",)
 
